@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations a Program is made of: plain, unfused data.
+
+Every value is a matrix of rows; its first dimension is symbolic: `TOKENS` (all tokens of the ragged batch) or `ROWS` (the rows
+whose logits are wanted). Weights are named as in the Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOKENS = "tokens"
+ROWS = "rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """Base of all operations. ``inputs`` and ``output`` name values of the Program."""
+
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed(Op):
+    """Rows of an embedding matrix ``weight`` [vocab, hidden] picked by token ids (the batch's own, no input value)."""
+
+    weight: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm(Op):
+    """Root-mean-square norm over spans of ``span`` values (the whole row, or one head), times ``weight`` [span] (+ offset)."""
+
+    weight: str
+    eps: float
+    span: int
+    weight_offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Op):
+    """``x @ weight.T (+ bias)``; ``weight`` is [out, in]."""
+
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope(Op):
+    """Rotary position embedding on each head of the row (Hugging Face's rotate-half convention)."""
+
+    num_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVAppend(Op):
+    """Writes this step's keys and values (inputs k, v) of one layer into its KV group. Output: nothing, by name ``''``."""
+
+    layer: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Op):
+    """Causal attention with grouped queries.
+
+    Inputs are (q,) when serving, where keys and values come from the KV group, and (q, k, v) in ``mode="train"``, where they are
+    contiguous functional values. Key j is visible to query i iff j <= i and, with a window, i - j < window.
+    """
+
+    layer: int
+    group: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedActivation(Op):
+    """``act(gate) * up`` for inputs (gate, up); ``function`` is ``silu`` or ``gelu_tanh``."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(Op):
+    """Sum of two values of one shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectRows(Op):
+    """The rows whose logits are wanted: [tokens, n] -> [rows, n]. In training all rows are wanted."""
