@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             names = self.names()
-            raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, names) or "."} Known: {', '.join(names)}")
+            raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}")
         return self._entries[name]
 
     def names(self) -> list[str]:
