@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lowered form of a Program: fused steps, packed weights, and buffers with a place and a size.
+
+Executors carry a Plan out, ``ziggurat plan`` prints its sizes, the ledger reserves them and the simulator prices its steps: they
+read one object, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ziggurat.programs.formats import FormatSpec
+from ziggurat.programs.program import KVGroup, Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes that the plan is built for.
+
+    Attributes:
+        max_model_len: tokens per sequence, prompt and output together.
+        max_num_seqs: sequences in one step, and so rows of logits.
+        max_num_batched_tokens: tokens in one step.
+        block_size: tokens per KV block.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedWeight:
+    """One packed weight: several checkpoint tensors whose rows follow each other.
+
+    Attributes:
+        name: the plan's own name.
+        sources: (checkpoint name, rows) in order; matrices are [rows, in_features].
+        out_features, in_features: of the fused matrix; a vector has in_features 1.
+        layout: ``panels`` (`PANEL_WIDTH` rows interleaved, storage format kept) or ``vector`` (fp32).
+        offset, num_bytes: place in the weight arena.
+    """
+
+    name: str
+    sources: tuple[tuple[str, int], ...]
+    out_features: int
+    in_features: int
+    layout: Literal["panels", "vector"]
+    format: FormatSpec
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """An activation buffer [leading, width] of fp32 in the workspace arena."""
+
+    name: str
+    leading: str
+    max_rows: int
+    width: int
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Base of the plan's steps; string fields name buffers or packed weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedStep(Step):
+    """out = rows of the embedding picked by the batch's token ids, times scale."""
+
+    weight: str
+    out: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormStep(Step):
+    """out = rms_norm(x) * (weight + weight_offset), whole rows."""
+
+    x: str
+    weight: str
+    out: str
+    eps: float
+    weight_offset: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearStep(Step):
+    """out = x @ W.T (+ bias), or out += .. when ``accumulate`` (a fused residual addition)."""
+
+    x: str
+    weight: str
+    bias: str | None
+    out: str
+    accumulate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QKVStep(Step):
+    """On fused rows [q heads | k heads | v heads]: norm per head (optional), rotate q and k in place, write k and v to the KV group."""
+
+    qkv: str
+    layer: int
+    group: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    q_norm: str | None
+    k_norm: str | None
+    eps: float
+    weight_offset: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionStep(Step):
+    """out [tokens, heads * head_dim] = causal attention of the q part of ``qkv`` over the layer's KV."""
+
+    qkv: str
+    out: str
+    layer: int
+    group: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationStep(Step):
+    """out [tokens, n] = act(first half) * second half of fused rows [gate | up]."""
+
+    gate_up: str
+    out: str
+    function: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectStep(Step):
+    """out [rows, n] = the rows of x whose logits are wanted."""
+
+    x: str
+    out: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one engine executes and how many bytes it takes.
+
+    Attributes:
+        steps: in execution order.
+        weights: packed weights by name; ``weight_bytes`` is the arena that holds them.
+        buffers: activations by name; ``workspace_bytes`` is the arena they share.
+        kv_format: storage format of keys and values.
+        table_bytes: rotary tables.
+        sampler_bytes: transient of sampling one row at a time.
+        logits: name of the buffer with the result.
+    """
+
+    program: Program
+    limits: Limits
+    steps: tuple[Step, ...]
+    weights: dict[str, PackedWeight]
+    weight_bytes: int
+    buffers: dict[str, Buffer]
+    workspace_bytes: int
+    kv_format: FormatSpec
+    table_bytes: int
+    sampler_bytes: int
+    logits: str
+
+    def kv_bytes_per_token(self, group: KVGroup | None = None) -> int:
+        """Bytes that one token takes in one KV group, or in all of them."""
+        groups = self.program.kv_groups() if group is None else (group,)
+        return sum(self.kv_format.num_bytes((each.values_per_token(),)) for each in groups)
+
+    def block_bytes(self, group: KVGroup) -> int:
+        """Bytes of one KV block of a group: all its layers, keys and values, ``block_size`` tokens."""
+        return self.kv_bytes_per_token(group) * self.limits.block_size
+
+    def fixed_bytes(self) -> int:
+        """Everything but the KV pool."""
+        return self.weight_bytes + self.workspace_bytes + self.table_bytes + self.sampler_bytes
