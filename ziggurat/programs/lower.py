@@ -117,27 +117,28 @@ def _lower_layer(low: _Lowering, layer: tuple[Op, ...]) -> None:
     norms = [op for op in layer if isinstance(op, ops.Norm)]
     linears = {op.output: op for op in layer if isinstance(op, ops.Linear)}
     adds = {op.inputs[1]: op for op in layer if isinstance(op, ops.Add)}
-    hidden = low.program.hidden_size
+    hidden, prefix = low.program.hidden_size, f"layer{attention.layer}"
     row_norms = [op for op in norms if not _is_head_norm(op, linears)]
     head_norms = [op for op in norms if _is_head_norm(op, linears)]
     attention_norm, mlp_norm = row_norms
 
-    x = low.buffer("normed", hidden)
+    x = low.buffer(f"{prefix}.normed", hidden)
     low.norm(attention_norm, RESIDUAL, x)
     qkv_linears = [op for op in linears.values() if op.inputs[0] == attention_norm.output]
-    qkv = low.buffer("qkv", sum(low.program.values[op.output].width for op in qkv_linears))
+    qkv = low.buffer(f"{prefix}.qkv", sum(low.program.values[op.output].width for op in qkv_linears))
     low.linear(x, qkv_linears, qkv)
-    _emit_attention(low, attention, head_norms, qkv)
+    attended = _emit_attention(low, attention, head_norms, qkv)
     (out_linear,) = [op for op in linears.values() if op.inputs[0] == attention.output]
     assert out_linear.output in adds, f"{out_linear.weight}: the attention output must be added to the residual stream"
-    low.linear("attended", [out_linear], RESIDUAL, accumulate=True)
+    low.linear(attended, [out_linear], RESIDUAL, accumulate=True)
 
-    low.norm(mlp_norm, RESIDUAL, x)
+    y = low.buffer(f"{prefix}.mlp_normed", hidden)
+    low.norm(mlp_norm, RESIDUAL, y)
     gate_up_linears = [linears[name] for name in activation.inputs]
     width = low.program.values[activation.output].width
-    gate_up = low.buffer("gate_up", 2 * width)
-    low.linear(x, gate_up_linears, gate_up)
-    activated = low.buffer("activated", width)
+    gate_up = low.buffer(f"{prefix}.gate_up", 2 * width)
+    low.linear(y, gate_up_linears, gate_up)
+    activated = low.buffer(f"{prefix}.activated", width)
     low.emit(ActivationStep(gate_up=gate_up, out=activated, function=activation.function), gate_up, activated)
     (down,) = [op for op in linears.values() if op.inputs[0] == activation.output]
     assert down.output in adds, f"{down.weight}: the feed-forward output must be added to the residual stream"
@@ -148,7 +149,7 @@ def _is_head_norm(op: ops.Norm, linears: dict[str, ops.Linear]) -> bool:
     return op.inputs[0] in linears
 
 
-def _emit_attention(low: _Lowering, op: ops.Attention, head_norms: list[ops.Norm], qkv: str) -> None:
+def _emit_attention(low: _Lowering, op: ops.Attention, head_norms: list[ops.Norm], qkv: str) -> str:
     q_norm, k_norm = (head_norms[0], head_norms[1]) if head_norms else (None, None)
     shape = {"num_heads": op.num_heads, "num_kv_heads": op.num_kv_heads, "head_dim": op.head_dim}
     low.emit(
@@ -164,10 +165,11 @@ def _emit_attention(low: _Lowering, op: ops.Attention, head_norms: list[ops.Norm
         ),
         qkv,
     )
-    out = low.buffer("attended", op.num_heads * op.head_dim)
+    out = low.buffer(f"layer{op.layer}.attended", op.num_heads * op.head_dim)
     low.emit(
         AttentionStep(qkv=qkv, out=out, layer=op.layer, group=op.group, scale=op.scale, window=op.window, **shape), qkv, out
     )
+    return out
 
 
 def _lower_ends(low: _Lowering) -> None:
