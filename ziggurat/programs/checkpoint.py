@@ -49,7 +49,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise ModelError(f"{path} is truncated: {size} bytes, not even a safetensors header length")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{path} is truncated or not safetensors: header of {length} bytes in a file of {size} bytes")
+            raise ModelError(
+                f"{path} is truncated or not safetensors: header of {length} bytes in a file of {size} bytes"
+            )
         blob = file.read(length)
     try:
         header = json.loads(blob)
@@ -92,7 +94,9 @@ def _shard_paths(folder: Path) -> list[Path]:
         raise ModelError(f"{index} is damaged: it must hold a JSON object with 'weight_map' ({error!r})") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder}: the index names {len(names)} shards, {len(missing)} are missing: {', '.join(missing[:3])}")
+        raise ModelError(
+            f"{folder}: the index names {len(names)} shards, {len(missing)} are missing: {', '.join(missing[:3])}"
+        )
     return [folder / name for name in names]
 
 

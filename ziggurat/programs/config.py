@@ -50,7 +50,9 @@ def load_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelNotFound(f"{folder} has no config.json: a model folder holds config.json, *.safetensors and tokenizer.json")
+        raise ModelNotFound(
+            f"{folder} has no config.json: a model folder holds config.json, *.safetensors and tokenizer.json"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -169,5 +171,7 @@ def architecture_name(raw: RawConfig) -> str:
     """
     names = raw.get("architectures")
     if not isinstance(names, (list, tuple)) or not names or not isinstance(names[0], str):
-        raise ModelError("config.json lacks 'architectures': a list with the model's class name, for example LlamaForCausalLM")
+        raise ModelError(
+            "config.json lacks 'architectures': a list with the model's class name, for example LlamaForCausalLM"
+        )
     return names[0]

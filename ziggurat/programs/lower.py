@@ -167,7 +167,9 @@ def _emit_attention(low: _Lowering, op: ops.Attention, head_norms: list[ops.Norm
     )
     out = low.buffer(f"layer{op.layer}.attended", op.num_heads * op.head_dim)
     low.emit(
-        AttentionStep(qkv=qkv, out=out, layer=op.layer, group=op.group, scale=op.scale, window=op.window, **shape), qkv, out
+        AttentionStep(qkv=qkv, out=out, layer=op.layer, group=op.group, scale=op.scale, window=op.window, **shape),
+        qkv,
+        out,
     )
     return out
 

@@ -26,5 +26,7 @@ def build_program(raw: RawConfig, mode: Mode = "serve") -> Program:
     name = architecture_name(raw)
     if name not in ARCHITECTURES:
         known = ARCHITECTURES.names()
-        raise UnknownArchitecture(f"architecture {name!r} is not supported{nearest(name, known) or '.'} Known: {', '.join(known)}")
+        raise UnknownArchitecture(
+            f"architecture {name!r} is not supported{nearest(name, known) or '.'} Known: {', '.join(known)}"
+        )
     return ARCHITECTURES.get(name)(raw, mode)

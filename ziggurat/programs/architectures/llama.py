@@ -60,9 +60,7 @@ class _Builder:
 
     def rope(self, x: str, out: str, num_heads: int) -> ops.Rope:
         width = self.values[x].width
-        return ops.Rope(
-            inputs=(x,), output=self.value(out, width), num_heads=num_heads, head_dim=self.config.head_dim
-        )
+        return ops.Rope(inputs=(x,), output=self.value(out, width), num_heads=num_heads, head_dim=self.config.head_dim)
 
     def group_of(self, layer: int) -> KVGroup:
         return next(group for group in self.groups if layer in group.layers)
@@ -124,7 +122,9 @@ def _layer_ops(b: _Builder, variant: _Variant, i: int, hidden: str) -> tuple[tup
     result.append(b.norm(f"{name}.mid", f"{prefix}.post_attention_layernorm.weight", f"{name}.y", c.hidden_size))
     for part in ("gate", "up"):
         result.append(
-            b.linear(f"{name}.y", f"{prefix}.mlp.{part}_proj", f"{name}.{part}", c.intermediate_size, bias=variant.mlp_bias)
+            b.linear(
+                f"{name}.y", f"{prefix}.mlp.{part}_proj", f"{name}.{part}", c.intermediate_size, bias=variant.mlp_bias
+            )
         )
     result.append(
         ops.GatedActivation(

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain data between deciding, running and recording, and the protocols of planners and executors.
+
+Three beats per step: a `BatchPlanner` decides a `BatchPlan` from an `EngineState`; `EngineCore` takes the space and an `Executor`
+runs the resulting `Batch`; the core records its `StepResult`. Real, null and simulated executors see the same Batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ziggurat.memory.kv import CopyOp, KVView
+from ziggurat.scheduling.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceView:
+    """What a planner may know of one sequence.
+
+    Attributes:
+        num_tokens: prompt plus generated tokens so far (after preemption all of them are recomputed).
+        num_computed: tokens whose KV is there, cached ones included; 0 while waiting.
+        num_prompt_tokens: of the original prompt.
+        arrival: order of arrival (a sequence number, not a time); lower came first.
+        arrival_s: time of arrival by the driver's clock.
+    """
+
+    seq_id: str
+    num_prompt_tokens: int
+    num_tokens: int
+    num_computed: int
+    priority: int
+    arrival: int
+    arrival_s: float
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens to compute before the next one can be sampled; 1 for a decode."""
+        return self.num_tokens - self.num_computed
+
+
+class KVProbe(Protocol):
+    """Questions about space that change nothing. Tuples have one entry per KV group."""
+
+    def free_blocks(self) -> tuple[int, ...]:
+        """Blocks to be had now."""
+        ...
+
+    def total_blocks(self) -> tuple[int, ...]:
+        """Size of the pools."""
+        ...
+
+    def needed_blocks(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
+        """For a running sequence: blocks that its next ``num_tokens`` tokens take."""
+        ...
+
+    def needed_to_admit(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
+        """For a waiting sequence: blocks that leave the free count when it is admitted and given ``num_tokens`` uncached tokens."""
+        ...
+
+    def cached_tokens(self, seq_id: str) -> int:
+        """For a waiting sequence: prefix tokens that are cached now."""
+        ...
+
+    def held_blocks(self, seq_id: str) -> tuple[int, ...]:
+        """For a running sequence: blocks that preempting it gives back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBudget:
+    """Limits of one step."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """A planner's whole world. ``running`` is in order of admission, ``waiting`` in queue order."""
+
+    running: Sequence[SequenceView]
+    waiting: Sequence[SequenceView]
+    kv: KVProbe
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """``num_tokens`` (at least one) of a sequence's uncomputed tokens run in this step."""
+
+    seq_id: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """A decision: who is preempted first, who is admitted, who runs how many tokens.
+
+    Attributes:
+        preempts: running sequences that give up their space and go back to the head of the queue.
+        admits: waiting sequences that become running, in order; each has a chunk in this plan.
+        chunks: in batch order.
+        valid_steps: how many steps the plan holds if nothing arrives or ends; 1 for now everywhere.
+    """
+
+    preempts: tuple[str, ...] = ()
+    admits: tuple[str, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    valid_steps: int = 1
+
+
+class BatchPlanner(Protocol):
+    """Which request gets how many tokens this step. Pure: same state, same plan."""
+
+    def plan(self, state: EngineState, budget: TokenBudget) -> BatchPlan:
+        """Decide the next step. An empty plan means that nothing can run now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Sample the next token of a sequence from the last row of its chunk.
+
+    Attributes:
+        seq_ids: usually the chunk's own sequence; when a prompt with n > 1 is finished, all n (each draws its own token).
+        seeds: one per entry of seq_ids.
+        prompt_ids, output_ids: for penalties; not copied, not to be changed.
+        eos_ids: suppressed until min_tokens are out.
+    """
+
+    seq_ids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    params: SamplingParams
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchItem:
+    """One sequence's part of a step.
+
+    Attributes:
+        token_ids: the chunk's tokens; the first has position ``start``.
+        kv: its tables; space for the chunk is already there.
+        sample: how to sample after the chunk, or None when the prompt is not finished by it.
+    """
+
+    seq_id: str
+    token_ids: Sequence[int]
+    start: int
+    kv: KVView
+    sample: SampleRequest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step for an executor: copies first, then all items in one ragged forward."""
+
+    step: int
+    copies: tuple[CopyOp, ...]
+    items: tuple[BatchItem, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(len(item.token_ids) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """One sampled token; ``logprob`` and ``top_logprobs`` (best first) are filled when the request asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What came out of a step: one token per sequence named in the batch's sample requests."""
+
+    tokens: dict[str, SampledToken]
+
+
+class Executor(Protocol):
+    """Runs batches. The executor owns tensors; the core owns decisions."""
+
+    def run(self, batch: Batch) -> StepResult:
+        """Execute one step.
+
+        Raises:
+            EngineError: the step failed; the core ends its sequences as failed.
+        """
+        ...
