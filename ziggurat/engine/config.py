@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user asks of an engine: one frozen dataclass. Command-line flags are generated from it; torch-free.
+
+Checking happens in `EngineConfig.__post_init__`; deriving (formats, limits, number of blocks) is `ziggurat.memory.fit`'s job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ziggurat.errors import ConfigError, UnsupportedFeature
+from ziggurat.registry import nearest
+from ziggurat.units import parse_size
+
+EMBEDDED_MODEL = "embedded"
+
+
+def option(default: Any, help_text: str, *, choices: tuple[str, ...] | None = None, group: str = "engine") -> Any:
+    """A dataclass field that is also a command-line flag (``max_model_len`` -> ``--max-model-len``)."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "group": group})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine, by vLLM's names where vLLM has one.
+
+    ``memory`` is what the process may add over its baseline (tier 0): a size such as ``1GiB`` or a number of bytes; None takes
+    min(cgroup limit, RAM) - baseline - max(256 MiB, 5 %).
+
+    Raises:
+        ConfigError: a value is out of range; the message has the number and the bound.
+        UnsupportedFeature: a known setting that is not built (``device="cuda"``).
+    """
+
+    model: str = option(
+        EMBEDDED_MODEL, "model folder, org/name in the Hugging Face cache, or 'embedded'", group="model"
+    )
+    served_model_name: str | None = option(None, "name that requests use (default: the model argument)", group="model")
+    dtype: str = option(
+        "auto",
+        "storage type of weights; auto keeps the checkpoint's",
+        group="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    load_format: str = option(
+        "auto", "auto reads safetensors; dummy makes random weights", group="model", choices=("auto", "dummy")
+    )
+    device: str = option("cpu", "where to run", choices=("cpu", "cuda"), group="model")
+    trust_remote_code: bool = option(False, "refused: Ziggurat never runs code from a checkpoint", group="model")
+    memory: str | int | None = option(None, "bytes the process may add over its baseline, e.g. 1GiB", group="memory")
+    max_model_len: str | int | None = option(
+        None, "tokens per sequence; 'auto' takes the most that fits", group="memory"
+    )
+    block_size: int = option(16, "tokens per KV block", group="memory")
+    kv_cache_dtype: str = option(
+        "auto",
+        "storage type of the KV cache; auto follows the weights",
+        group="memory",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
+    max_num_seqs: int | None = option(None, "sequences per step (default 32, or what fits)", group="scheduling")
+    max_num_batched_tokens: int | None = option(None, "tokens per step (default 256, or what fits)", group="scheduling")
+    max_queued_requests: int = option(256, "requests that may wait; one more gets 429", group="scheduling")
+    planner: str = option("sarathi", "batch planner", group="scheduling")
+    kernels: str = option(
+        "auto",
+        "compute kernels; auto takes native ones if they were built",
+        group="compute",
+        choices=("auto", "native", "torch"),
+    )
+    threads: int | None = option(None, "compute threads (default: the cores this process may use)", group="compute")
+    seed: int = option(0, "base of the seeds of requests that bring none, and of dummy weights", group="compute")
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda":
+            raise UnsupportedFeature(
+                "device 'cuda' is not built yet; Ziggurat runs on 'cpu' for now", feature="device:cuda"
+            )
+        if self.trust_remote_code:
+            raise UnsupportedFeature(
+                "trust_remote_code is refused: Ziggurat never runs code from a checkpoint", feature="trust_remote_code"
+            )
+        if self.memory is not None:
+            parse_size(self.memory)
+        self._check_choices()
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_queued_requests", "threads"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+        self._check_max_model_len()
+        seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
+        if seqs is not None and tokens is not None and tokens < seqs + 1:
+            raise ConfigError(
+                f"max_num_batched_tokens {tokens} is below max_num_seqs + 1 = {seqs + 1}: decodes alone would fill every step and "
+                f"no prompt could start; raise it to {seqs + 1} or lower max_num_seqs to {max(tokens - 1, 1)}"
+            )
+
+    def _check_choices(self) -> None:
+        for name, spec in self.__dataclass_fields__.items():
+            choices = spec.metadata.get("choices")
+            value = getattr(self, name)
+            if choices and value not in choices:
+                hint = nearest(str(value), list(choices))
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+    def _check_max_model_len(self) -> None:
+        value = self.max_model_len
+        if value is None or value == "auto":
+            return
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise ConfigError(f"max_model_len must be 'auto' or an integer of at least 1, got {value!r}")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into an engine and what comes out, as plain data; torch-free, so that the server's edge can import it cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ziggurat.scheduling.protocol import SampledToken
+from ziggurat.scheduling.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One prompt with its sampling settings.
+
+    Attributes:
+        priority: lower runs earlier under a priority planner (vLLM's meaning).
+        cache_salt: requests share prefixes only with requests of the same salt.
+    """
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOutput:
+    """New text of one continuation since the last output.
+
+    Attributes:
+        index: which of the ``n`` continuations.
+        text: newly decoded text; may be empty while a character or a stop string is incomplete.
+        tokens: the sampled tokens behind it, in order.
+        finish_reason: None until the last output of this continuation.
+        stop_reason: the stop string or token id that ended it, if one did.
+        num_prompt_tokens, num_cached_tokens, num_output_tokens: totals so far, for ``usage``.
+        error: message when finish_reason is ``error``.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    tokens: tuple[SampledToken, ...]
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    error: str | None = None
