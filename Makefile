@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands that people and CI share. `make env` is idempotent: stamps in .venv are keyed on pyproject.toml and the native sources.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env env-test env-dev serve test test-full check check-native bench docs clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# Extra arguments for installing torch, for example TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu".
+TORCH_ARGS ?=
+# Flags of `ziggurat serve`, for example make serve ARGS="--memory 1GiB --port 9000".
+ARGS ?=
+NATIVE_SOURCES := $(shell find native -type f \( -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) -not -path '*/CMakeFiles/*')
+# Ninja and CMake come from the system when it has them, otherwise from PyPI.
+BUILD_TOOLS := scikit-build-core nanobind $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.stamp-torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install $(TORCH_ARGS) torch==2.13.0
+	@touch $@
+
+$(VENV)/.stamp-base: pyproject.toml $(NATIVE_SOURCES) | $(VENV)/.stamp-torch
+	$(PIP) install $(BUILD_TOOLS)
+	$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
+	$(PIP) install --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+env: $(VENV)/.stamp-base ## create .venv with the base dependencies and the native library
+	@$(PY) -c "from ziggurat import kernels; print('kernels:', kernels.describe())"
+
+env-test: $(VENV)/.stamp-test ## add what the tests need
+
+env-dev: $(VENV)/.stamp-dev ## add ruff and mypy
+
+serve: env ## serve the default model; ARGS= passes flags
+	$(VENV)/bin/ziggurat serve $(ARGS)
+
+test: env-test ## null, unit and integration tests
+	$(PY) -m pytest tests/null tests/unit tests/integration
+
+test-full: env-test ## everything, tests/slow too; skipped tests are named
+	$(PY) -m pytest -rs tests
+
+check: env-dev ## lint, format, types, and the rules of the house
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest tests/null/test_house.py
+
+check-native: env-test ## the native kernels under address and undefined-behaviour sanitizers
+	scripts/check_native.sh $(PY)
+
+bench: env ## short benchmarks of the kernels on this machine
+	$(PY) -m ziggurat.kernels.bench
+
+docs: env ## regenerate docs/systems.md
+	$(PY) -m ziggurat.catalog.render
+
+clean: ## remove build products, keep .venv
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf native/CMakeFiles native/CMakeCache.txt native/CMakeInit.txt native/cmake_install.cmake native/build.ninja native/.ninja_* native/*.a native/.skbuild-info.json
+	rm -f ziggurat/kernels/_native*.so $(VENV)/.stamp-base $(VENV)/.stamp-test $(VENV)/.stamp-dev
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations that an executor calls, their layouts, and the choice between the native library and the torch twins.
+
+Shape letters: T rows (tokens) of a step, K inner and N outer size of a linear, P panels, D head size, Hq and Hkv heads of
+queries and of KV, S sequences, F width of the MLP, B blocks of a block table.
+
+Arrays are torch CPU tensors or numpy arrays; bf16 needs torch, or numpy uint16. The last dimension is always contiguous; rows
+may have a stride. Nothing is allocated here: outputs and pools belong to the caller.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from ziggurat.errors import ConfigError
+from ziggurat.registry import nearest
+
+PANEL_WIDTH = 16
+"""Rows of a weight matrix that lie interleaved in one panel."""
+
+BACKENDS = ("auto", "native", "torch")
+
+Array = Any
+"""A torch CPU tensor or a numpy array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVView:
+    """Where one layer's keys and values lie in a block-major pool.
+
+    The entry of token slot ``o`` of block ``b``, KV head ``h``, part ``p`` (0 key, 1 value) starts at byte
+    ``b * block_stride + layer_offset + p * kv_stride + h * head_stride + o * head_dim * itemsize`` of ``pool``.
+
+    Attributes:
+        pool: the arena that holds all blocks of this group; any dtype, contiguous.
+        dtype: storage of the entries: ``float32``, ``bfloat16`` or ``float16``.
+        block_size: tokens per block.
+        num_kv_heads, head_dim: shape of an entry; ``head_dim`` is a multiple of 8.
+        block_stride, layer_offset, kv_stride, head_stride: bytes, multiples of the entry's item size.
+    """
+
+    pool: Array
+    dtype: str
+    block_size: int
+    num_kv_heads: int
+    head_dim: int
+    block_stride: int
+    layer_offset: int
+    kv_stride: int
+    head_stride: int
+
+
+class KernelOps(Protocol):
+    """The operations of one backend. Every output row is bit-identical whatever the other rows, their number, the chunking or
+    the number of threads; two backends agree within rounding only.
+    """
+
+    name: str
+
+    def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
+        """Interleave ``rows`` [R, K] into ``panels`` [P, K, 16] of the same dtype, as rows ``first_row .. first_row + R``.
+
+        Several matrices packed one after another make one fused linear (q, k, v; gate, up). Lanes past the last row are left
+        as they are; no operation reads their results.
+        """
+        ...
+
+    def unpack_rows(self, panels: Array, rows: Array, *, first_row: int = 0) -> None:
+        """The inverse of `pack_rows`: fill ``rows`` [R, K] from the panels."""
+        ...
+
+    def linear(self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False) -> None:
+        """``out = x @ W.T (+ bias) (+ out)``.
+
+        Args:
+            x: fp32 [T, K].
+            panels: [P, K, 16], bf16, fp16 or fp32, from `pack_rows`.
+            out: fp32 [T, N] with ``16 * (P - 1) < N <= 16 * P``; must not overlap ``x``.
+            bias: fp32 [N].
+            accumulate: add the product to what ``out`` holds (the residual stream).
+        """
+        ...
+
+    def embed_rows(self, ids: Array, panels: Array, out: Array, *, scale: float = 1.0) -> None:
+        """``out[t] = scale * W[ids[t]]`` from the panels of a (tied) embedding; ids int64 [T], out fp32 [T, K]."""
+        ...
+
+    def rms_norm(
+        self,
+        x: Array,
+        weight: Array,
+        out: Array,
+        *,
+        eps: float,
+        weight_offset: float = 0.0,
+        delta: Array | None = None,
+    ) -> None:
+        """``x += delta`` in place if given, then ``out = x / sqrt(mean(x^2) + eps) * (weight_offset + weight)``.
+
+        Args:
+            x: fp32 [T, K].
+            weight: fp32 [K].
+            out: fp32 [T, K]; may be ``x`` itself.
+            weight_offset: 1.0 for Gemma.
+            delta: fp32 [T, K].
+        """
+        ...
+
+    def qkv_post(
+        self,
+        qkv: Array,
+        *,
+        positions: Array,
+        slot_mapping: Array,
+        cos: Array,
+        sin: Array,
+        kv: KVView,
+        num_heads: int,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 1e-6,
+        weight_offset: float = 0.0,
+    ) -> None:
+        """Finish q, k and v of a fused projection: optional per-head RMS norm, rotary embedding, write to the KV pool.
+
+        Args:
+            qkv: fp32 [T, (Hq + 2 Hkv) * D], changed in place (q is used from here; k is left rotated, v as it is).
+            positions: int64 [T], rows of the rotary tables.
+            slot_mapping: int64 [T], ``block * block_size + slot``; -1 writes nothing.
+            cos, sin: fp32 [max_pos, rot / 2] with ``rot <= D``; halves are rotated as Hugging Face does.
+            kv: where keys and values go.
+            num_heads: Hq.
+            q_norm, k_norm: fp32 [D], both or neither (Qwen3).
+        """
+        ...
+
+    def paged_attention(
+        self,
+        qkv: Array,
+        out: Array,
+        *,
+        query_starts: Array,
+        first_positions: Array,
+        block_tables: Array,
+        kv: KVView,
+        num_heads: int,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        """Causal attention of a ragged batch, prefill chunks and decodes in one call.
+
+        Query row ``r`` of sequence ``s`` (``query_starts[s] <= r < query_starts[s + 1]``) stands at position
+        ``first_positions[s] + r - query_starts[s]`` and sees the keys ``j`` with ``j <= position`` and, if ``window > 0``,
+        ``j > position - window``. Their entries must have been written (`qkv_post`).
+
+        Args:
+            qkv: fp32 [T, >= Hq * D]; the first Hq * D columns are the queries.
+            out: fp32 [T, Hq * D].
+            query_starts: int32 [S + 1], rising; ``query_starts[S] <= T``.
+            first_positions: int32 [S].
+            block_tables: int32 [S, B]; -1 for blocks that no query sees any more.
+            num_heads: Hq, a multiple of ``kv.num_kv_heads``.
+            scale: factor of the scores, usually ``D ** -0.5``.
+            window: sliding window in tokens, 0 for none.
+        """
+        ...
+
+    def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:
+        """``out = act(gate) * up`` with ``gate_up`` fp32 [T, 2F] (gate first), out fp32 [T, F]; kind ``silu`` or ``gelu_tanh``."""
+        ...
+
+    def add(self, x: Array, delta: Array) -> None:
+        """``x += delta``, both fp32 [T, K]."""
+        ...
+
+    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
+        """Copy whole blocks inside a contiguous pool: ``pairs`` int64 [n, 2] of (source, destination), all distinct destinations
+        that are nobody's source."""
+        ...
+
+
+def load_native() -> ModuleType | None:
+    """The native library, or None if this installation was built without a C++ compiler."""
+    try:
+        return importlib.import_module("ziggurat.kernels._native")
+    except ModuleNotFoundError:
+        return None
+
+
+def select(backend: str = "auto", *, num_threads: int | None = None) -> KernelOps:
+    """The operations of a backend: ``native``, ``torch``, or ``auto`` for native if it is there.
+
+    Args:
+        num_threads: threads of the compute pool; None leaves it as it is.
+
+    Raises:
+        ConfigError: no such backend, or native was asked for and is not built.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown kernels {backend!r}{nearest(backend, list(BACKENDS)) or '.'} Known: {', '.join(BACKENDS)}")
+    library = load_native() if backend != "torch" else None
+    if library is not None:
+        from ziggurat.kernels.native import NativeOps
+
+        return NativeOps(library, num_threads=num_threads)
+    if backend == "native":
+        raise ConfigError(
+            "the native kernels are not built (the installation found no working C++ compiler). Install g++ or clang++ and "
+            "repeat `make env`, or use --kernels torch, which is slower"
+        )
+    from ziggurat.kernels.twins import TorchOps
+
+    return TorchOps(num_threads=num_threads)
+
+
+def describe(backend: str = "auto") -> dict[str, str | int]:
+    """What `select` would run: ``backend``, ``isa``, ``threads`` and ``note`` (why it is slower, or empty)."""
+    library = load_native() if backend != "torch" else None
+    if library is not None:
+        return {"backend": "native", "isa": str(library.isa()), "threads": int(library.num_threads()), "note": ""}
+    import os
+
+    asked = "as asked" if backend == "torch" else "the native library is not built"
+    note = f"slower: torch twins run instead of native kernels ({asked})"
+    return {"backend": "torch", "isa": "torch", "threads": os.cpu_count() or 1, "note": note}
