@@ -7,6 +7,6 @@ imports neither torch nor the native library.
 
 from __future__ import annotations
 
-from ziggurat.kernels.ops import BACKENDS, PANEL_WIDTH, KernelOps, KVView, describe, select
+from ziggurat.kernels.ops import BACKENDS, PANEL_WIDTH, KernelOps, KVLayer, describe, select
 
-__all__ = ["BACKENDS", "PANEL_WIDTH", "KVView", "KernelOps", "describe", "select"]
+__all__ = ["BACKENDS", "PANEL_WIDTH", "KVLayer", "KernelOps", "describe", "select"]

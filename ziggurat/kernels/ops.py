@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from ziggurat.errors import ConfigError
+from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
 from ziggurat.registry import nearest
 
-PANEL_WIDTH = 16
-"""Rows of a weight matrix that lie interleaved in one panel."""
+__all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -28,7 +28,7 @@ Array = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KVView:
+class KVLayer:
     """Where one layer's keys and values lie in a block-major pool.
 
     The entry of token slot ``o`` of block ``b``, KV head ``h``, part ``p`` (0 key, 1 value) starts at byte
@@ -36,14 +36,14 @@ class KVView:
 
     Attributes:
         pool: the arena that holds all blocks of this group; any dtype, contiguous.
-        dtype: storage of the entries: ``float32``, ``bfloat16`` or ``float16``.
+        format: storage of the entries: fp32, bf16 or fp16.
         block_size: tokens per block.
         num_kv_heads, head_dim: shape of an entry; ``head_dim`` is a multiple of 8.
         block_stride, layer_offset, kv_stride, head_stride: bytes, multiples of the entry's item size.
     """
 
     pool: Array
-    dtype: str
+    format: FormatSpec
     block_size: int
     num_kv_heads: int
     head_dim: int
@@ -72,7 +72,9 @@ class KernelOps(Protocol):
         """The inverse of `pack_rows`: fill ``rows`` [R, K] from the panels."""
         ...
 
-    def linear(self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False) -> None:
+    def linear(
+        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+    ) -> None:
         """``out = x @ W.T (+ bias) (+ out)``.
 
         Args:
@@ -117,7 +119,7 @@ class KernelOps(Protocol):
         slot_mapping: Array,
         cos: Array,
         sin: Array,
-        kv: KVView,
+        kv: KVLayer,
         num_heads: int,
         q_norm: Array | None = None,
         k_norm: Array | None = None,
@@ -145,7 +147,7 @@ class KernelOps(Protocol):
         query_starts: Array,
         first_positions: Array,
         block_tables: Array,
-        kv: KVView,
+        kv: KVLayer,
         num_heads: int,
         scale: float,
         window: int = 0,
@@ -200,7 +202,9 @@ def select(backend: str = "auto", *, num_threads: int | None = None) -> KernelOp
         ConfigError: no such backend, or native was asked for and is not built.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"unknown kernels {backend!r}{nearest(backend, list(BACKENDS)) or '.'} Known: {', '.join(BACKENDS)}")
+        raise ConfigError(
+            f"unknown kernels {backend!r}{nearest(backend, list(BACKENDS)) or '.'} Known: {', '.join(BACKENDS)}"
+        )
     library = load_native() if backend != "torch" else None
     if library is not None:
         from ziggurat.kernels.native import NativeOps
