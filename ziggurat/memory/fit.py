@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a budget to a Plan and a KV pool: the one place where sizes are derived.
+
+``ziggurat plan``, the engine and the tests call `fit`; the ledger then reserves exactly these bytes. Everything is closed form
+over the Plan, so it needs neither weights nor torch.
+
+Order of what is given up when the budget is small: first KV room beyond one full-length sequence, then the step (fewer tokens and
+sequences per step), then, unless the user fixed it, the context length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ziggurat.errors import DoesNotFit
+from ziggurat.programs.formats import FORMATS, FP32
+from ziggurat.programs.lower import Formats, lower
+from ziggurat.programs.plan import Limits, Plan
+from ziggurat.programs.program import KVGroup, Program
+from ziggurat.units import ceil_div, format_bytes
+
+RESERVE_RATIO = 0.03
+"""The planner's own reserve inside the budget."""
+
+BLOCK_METADATA_BYTES = 1024
+"""What Python keeps per KV block that is in use: reference counts, table entry, prefix-forest node with its token ids."""
+
+_STEP_SIZES = ((256, 32), (128, 16), (64, 8), (32, 4), (16, 1))
+"""(tokens, sequences) per step, tried in this order. A CPU turns compute-bound at 10 to 20 tokens per step; more tokens per step
+only amortise the step's fixed cost and lengthen it for running sequences, hence 256 and not a GPU's thousands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRequest:
+    """What was asked. None leaves the choice to `fit`.
+
+    Attributes:
+        memory_bytes: the budget over the baseline.
+        overhead_bytes: calibrated lease for what is not in arenas: tokenizer, Python objects, allocator slack.
+    """
+
+    memory_bytes: int
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    overhead_bytes: int = 0
+
+    @property
+    def usable_bytes(self) -> int:
+        """The budget without the reserve."""
+        return int(self.memory_bytes * (1 - RESERVE_RATIO))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What was derived.
+
+    Attributes:
+        num_blocks: KV blocks per group.
+        kv_pool_bytes: the KV arenas together.
+        metadata_bytes: bookkeeping of those blocks when all are in use.
+        longest_context_tokens: the longest single sequence that the pool can hold, whatever max_model_len says, up to the model's
+            own limit.
+        largest_batch: sequences of max_model_len that the pool holds at once.
+        is_context_lowered: max_model_len is below the model's limit because of the budget.
+    """
+
+    request: SizeRequest
+    plan: Plan
+    num_blocks: tuple[int, ...]
+    kv_pool_bytes: int
+    metadata_bytes: int
+    longest_context_tokens: int
+    largest_batch: int
+    is_context_lowered: bool
+
+    def planned_bytes(self) -> int:
+        """Everything that the process adds over its baseline when all of it is in use."""
+        return self.plan.fixed_bytes() + self.request.overhead_bytes + self.metadata_bytes + self.kv_pool_bytes
+
+
+def sequence_blocks(group: KVGroup, num_tokens: int, limits: Limits) -> int:
+    """The most blocks that one sequence of ``num_tokens`` ever holds in a group.
+
+    A windowed group holds the window before the chunk and the chunk itself; borders need one block more::
+
+        [dropped ..)[ window - 1 | chunk of max_num_batched_tokens )
+    """
+    whole = ceil_div(num_tokens, limits.block_size)
+    if group.window is None:
+        return whole
+    span = group.window - 1 + limits.max_num_batched_tokens
+    return min(whole, ceil_div(span, limits.block_size) + 1)
+
+
+def sequence_bytes(plan: Plan, num_tokens: int) -> int:
+    """KV bytes, bookkeeping included, of one sequence of ``num_tokens``."""
+    return sum(
+        sequence_blocks(group, num_tokens, plan.limits) * (plan.block_bytes(group) + BLOCK_METADATA_BYTES)
+        for group in plan.program.kv_groups()
+    )
+
+
+def _table_bytes(plan: Plan, num_tokens: int) -> int:
+    return plan.program.rope.table_bytes(num_tokens)
+
+
+def _longest_context(plan: Plan, request: SizeRequest, limit: int) -> int:
+    """The largest context up to ``limit`` for which one sequence fits, 0 if none."""
+    other = plan.fixed_bytes() - plan.table_bytes + request.overhead_bytes
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if other + _table_bytes(plan, middle) + sequence_bytes(plan, middle) <= request.usable_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _step_candidates(request: SizeRequest) -> list[tuple[int, int]]:
+    tokens, seqs = request.max_num_batched_tokens, request.max_num_seqs
+    if tokens is not None and seqs is not None:
+        return [(tokens, seqs)]
+    if tokens is not None:
+        return list(dict.fromkeys((tokens, max(1, min(s, tokens - 1))) for _, s in _STEP_SIZES))
+    if seqs is not None:
+        return list(dict.fromkeys((max(t, seqs + 1), seqs) for t, _ in _STEP_SIZES))
+    return list(_STEP_SIZES)
+
+
+def fit(program: Program, formats: Formats, request: SizeRequest) -> Fit:
+    """Sizes everything inside the budget.
+
+    Raises:
+        DoesNotFit: not even the smallest step fits; the message names the smallest change that would do.
+    """
+    wanted = request.max_model_len or program.max_position
+    best: tuple[int, Plan] | None = None
+    smallest: Plan | None = None
+    for tokens, seqs in _step_candidates(request):
+        limits = Limits(
+            max_model_len=wanted, max_num_seqs=seqs, max_num_batched_tokens=tokens, block_size=request.block_size
+        )
+        plan = lower(program, formats, limits)
+        smallest = plan
+        longest = _longest_context(plan, request, wanted)
+        if best is None or longest > best[0]:
+            best = (longest, plan)
+        if longest == wanted:
+            break
+    assert best is not None and smallest is not None
+    longest, plan = best
+    # One block is the least that makes sense; a fixed context length is never lowered behind the user's back.
+    if longest < (wanted if request.max_model_len else min(request.block_size, wanted)):
+        raise _does_not_fit(program, formats, request, smallest, longest)
+    if longest < wanted:
+        plan = lower(program, formats, replace(plan.limits, max_model_len=longest))
+    return _with_pool(plan, request, longest)
+
+
+def _with_pool(plan: Plan, request: SizeRequest, max_model_len: int) -> Fit:
+    """Splits what is left between the KV groups in proportion to what a full-length sequence needs."""
+    groups = plan.program.kv_groups()
+    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes
+    per_sequence = [sequence_blocks(group, max_model_len, plan.limits) for group in groups]
+    costs = [plan.block_bytes(group) + BLOCK_METADATA_BYTES for group in groups]
+    sequence_cost = sum(count * cost for count, cost in zip(per_sequence, costs, strict=True))
+    num_blocks = tuple(max(count, left * count // sequence_cost) for count in per_sequence)
+    longest = _longest_in_pool(plan, num_blocks)
+    return Fit(
+        request=request,
+        plan=plan,
+        num_blocks=num_blocks,
+        kv_pool_bytes=sum(n * plan.block_bytes(group) for n, group in zip(num_blocks, groups, strict=True)),
+        metadata_bytes=sum(num_blocks) * BLOCK_METADATA_BYTES,
+        longest_context_tokens=longest,
+        largest_batch=min(n // count for n, count in zip(num_blocks, per_sequence, strict=True)),
+        is_context_lowered=request.max_model_len is None and max_model_len < plan.program.max_position,
+    )
+
+
+def _longest_in_pool(plan: Plan, num_blocks: tuple[int, ...]) -> int:
+    limit = plan.program.max_position
+    for count, group in zip(num_blocks, plan.program.kv_groups(), strict=True):
+        if sequence_blocks(group, limit, plan.limits) > count:
+            limit = min(limit, count * plan.limits.block_size)
+    return limit
+
+
+def smallest_budget(plan: Plan, overhead_bytes: int, num_tokens: int) -> int:
+    """The smallest ``--memory`` with which one sequence of ``num_tokens`` runs under this plan's step size."""
+    fixed = plan.fixed_bytes() - plan.table_bytes + _table_bytes(plan, num_tokens)
+    needed = fixed + overhead_bytes + sequence_bytes(plan, num_tokens)
+    return int(needed / (1 - RESERVE_RATIO)) + 1
+
+
+def _does_not_fit(program: Program, formats: Formats, request: SizeRequest, plan: Plan, longest: int) -> DoesNotFit:
+    """The error with the smallest change that would do: a shorter context, a smaller KV format, or more memory."""
+    wanted = request.max_model_len or min(request.block_size, program.max_position)
+    needed = smallest_budget(plan, request.overhead_bytes, wanted)
+    changes = [f"raise --memory to {needed} ({format_bytes(needed)})"]
+    if longest >= min(request.block_size, wanted):
+        changes.insert(0, f"lower --max-model-len to {longest}")
+    half = next(fmt for fmt in FORMATS.values() if fmt.bits == 16)
+    if formats.kv is FP32:
+        smaller = lower(program, replace(formats, kv=half), plan.limits)
+        if smallest_budget(smaller, request.overhead_bytes, wanted) <= request.memory_bytes:
+            changes.insert(0, f"--kv-cache-dtype {half.name}")
+    return DoesNotFit(
+        f"{program.architecture} does not fit in {format_bytes(request.memory_bytes)} ({request.memory_bytes} bytes): weights "
+        f"{format_bytes(plan.weight_bytes)}, workspace {format_bytes(plan.workspace_bytes)}, overhead "
+        f"{format_bytes(request.overhead_bytes + plan.sampler_bytes)}, KV of {wanted} tokens "
+        f"{format_bytes(sequence_bytes(plan, wanted))}, reserve {RESERVE_RATIO:.0%}: {format_bytes(needed)} needed. "
+        f"The smallest change: {', or '.join(changes)}",
+        needed_bytes=needed,
+        available_bytes=request.memory_bytes,
+    )
