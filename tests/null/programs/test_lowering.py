@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import fields
 from typing import Any
@@ -17,7 +18,7 @@ from ziggurat.programs.config import load_config
 from ziggurat.programs.formats import BF16, FP32, PANEL_WIDTH
 from ziggurat.programs.lifetimes import ALIGNMENT_BYTES, Interval, place
 from ziggurat.programs.lower import Formats, lower
-from ziggurat.programs.plan import LinearStep, Limits, Plan
+from ziggurat.programs.plan import Limits, LinearStep, Plan
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -73,7 +74,7 @@ def test_every_weight_is_packed_exactly_once(architecture, tied):
     stored = [name for name, spec in plan.program.weights.items() if spec.tied_to is None]
     assert sorted(packed) == sorted(stored)
     places = sorted((w.offset, w.num_bytes) for w in plan.weights.values())
-    for (start, size), (following, _) in zip(places, places[1:], strict=False):
+    for (start, size), (following, _) in itertools.pairwise(places):
         assert start + size <= following
     assert places[-1][0] + places[-1][1] <= plan.weight_bytes
 
