@@ -212,28 +212,37 @@ def llama(raw: RawConfig, mode: Mode = "serve") -> Program:
     return _decoder(decoder_config(raw), variant, mode)
 
 
+# What transformers' configuration classes assume when config.json leaves a field out.
+_MISTRAL_DEFAULTS: RawConfig = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}
+_QWEN_DEFAULTS: RawConfig = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32768}
+_QWEN_MAX_WINDOW_LAYERS = 28
+
+
 @ARCHITECTURES.register("MistralForCausalLM")
 def mistral(raw: RawConfig, mode: Mode = "serve") -> Program:
     """Mistral: Llama with a sliding window on every layer (null switches it off)."""
-    return _decoder(decoder_config(raw, _layer_windows(raw, raw.get("sliding_window"), 0)), _Variant(), mode)
+    raw = {**_MISTRAL_DEFAULTS, **raw}
+    return _decoder(decoder_config(raw, _layer_windows(raw, raw["sliding_window"], 0)), _Variant(), mode)
 
 
 @ARCHITECTURES.register("Qwen2ForCausalLM")
 def qwen2(raw: RawConfig, mode: Mode = "serve") -> Program:
-    """Qwen2 and 2.5: biases on q, k and v; the window counts only with ``use_sliding_window``, from ``max_window_layers`` on."""
+    """Qwen2, 2.5: biases on q, k and v; the window counts only with ``use_sliding_window``, from ``max_window_layers`` on."""
+    raw = {**_QWEN_DEFAULTS, **raw}
     return _decoder(decoder_config(raw, _qwen_windows(raw)), _Variant(qkv_bias=True), mode)
 
 
 @ARCHITECTURES.register("Qwen3ForCausalLM")
 def qwen3(raw: RawConfig, mode: Mode = "serve") -> Program:
     """Qwen3 dense: norms on each head of q and k before the rotation; explicit head_dim."""
+    raw = {"head_dim": 128, **_QWEN_DEFAULTS, **raw}
     bias = bool(raw.get("attention_bias", False))
     variant = _Variant(qkv_bias=bias, out_bias=bias, qk_norm=True)
-    return _decoder(decoder_config({"head_dim": 128, **raw}, _qwen_windows(raw)), variant, mode)
+    return _decoder(decoder_config(raw, _qwen_windows(raw)), variant, mode)
 
 
 def _qwen_windows(raw: RawConfig) -> tuple[int | None, ...] | None:
     if not raw.get("use_sliding_window", False):
         return None
-    first = raw.get("max_window_layers", positive_int(raw, "num_hidden_layers"))
-    return _layer_windows(raw, raw.get("sliding_window"), int(first))
+    first = raw.get("max_window_layers", _QWEN_MAX_WINDOW_LAYERS)
+    return _layer_windows(raw, raw["sliding_window"], int(first))
