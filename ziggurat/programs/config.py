@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.errors import ModelError, ModelNotFound, UnsupportedFeature
-from ziggurat.programs.rope import RopeSpec
+from ziggurat.programs.rope import RopeSpec, rope_spec
 
 RawConfig = Mapping[str, Any]
 
@@ -90,20 +90,17 @@ def positive_int(raw: RawConfig, key: str, default: int | None = None) -> int:
 
 
 def _rope_spec(raw: RawConfig, head_dim: int) -> RopeSpec:
-    parameters = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
-    kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise UnsupportedFeature(f"rope scaling {kind!r} is not supported", feature=f"rope_scaling:{kind}")
+    # transformers 5 writes rope_parameters; older files have rope_theta and rope_scaling side by side.
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
     partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    if not isinstance(theta, (int, float)) or theta <= 1:
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 1:
         raise ModelError(f"config.json: rope_theta must be a number above 1, got {theta!r}")
     if partial not in (None, 1, 1.0):
         raise UnsupportedFeature(f"partial_rotary_factor {partial} is not supported", feature="partial_rotary_factor")
     if head_dim % 2:
         raise ModelError(f"config.json: head_dim must be even for rotary embeddings, got {head_dim}")
-    return RopeSpec(theta=float(theta), dim=head_dim)
+    return rope_spec(float(theta), head_dim, parameters, positive_int(raw, "max_position_embeddings", 2048))
 
 
 def _head_sizes(raw: RawConfig) -> tuple[int, int, int, int]:
