@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine thread and its asyncio side, with an engine that has no model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+from engine_fakes import FakeEngine
+
+from ziggurat.engine.async_engine import AsyncEngine
+from ziggurat.engine.types import GenerateRequest
+from ziggurat.errors import Draining, EngineError, RequestError
+from ziggurat.scheduling.sampling import SamplingParams
+
+
+def request(name: str, *, max_tokens: int = 5, n: int = 1, prompt: tuple[int, ...] = (1, 2)) -> GenerateRequest:
+    return GenerateRequest(request_id=name, prompt_ids=prompt, params=SamplingParams(max_tokens=max_tokens, n=n))
+
+
+async def collect(engine: AsyncEngine, asked: GenerateRequest) -> list[tuple[int, str, str | None]]:
+    return [(each.index, each.text, each.finish_reason) async for each in engine.generate(asked)]
+
+
+def test_streams_are_complete_and_separate() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        results = await asyncio.gather(*(collect(engine, request(f"r{i}", max_tokens=i + 1)) for i in range(20)))
+        for i, outputs in enumerate(results):
+            assert [text for _, text, _ in outputs] == [f"{count} " for count in range(1, i + 2)]
+            assert outputs[-1][2] == "length"
+        both = await collect(engine, request("two", n=2))
+        assert sorted(index for index, _, _ in both) == [0] * 5 + [1] * 5
+        assert engine.num_open_requests == 0
+        await engine.close()
+        assert engine.engine.is_closed
+
+    asyncio.run(body())
+
+
+def test_errors_of_add_reach_the_caller() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        with pytest.raises(RequestError, match="empty"):
+            await collect(engine, request("bad", prompt=()))
+        first = await engine.submit(request("twice", max_tokens=10_000))
+        with pytest.raises(EngineError, match="in use"):
+            await engine.submit(request("twice"))
+        await first.aclose()
+        assert await engine.drain(5.0)
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_closing_a_stream_aborts_its_request() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        async with contextlib.aclosing(engine.generate(request("long", max_tokens=10_000_000))) as stream:
+            assert (await anext(stream)).text == "1 "
+        assert await engine.drain(5.0)
+        with pytest.raises(Draining):
+            await engine.submit(request("late"))
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_a_cancelled_reader_aborts_its_request() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        rng = random.Random(0)
+        tasks = [asyncio.create_task(collect(engine, request(f"r{i}", max_tokens=10_000_000))) for i in range(30)]
+        for task in tasks:  # at every state: before submit, while it is being added, while it streams
+            await asyncio.sleep(rng.choice((0.0, 0.0, 0.002)))
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await engine.drain(5.0)
+        assert engine.num_open_requests == 0
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_drain_aborts_after_its_timeout() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        stream = await engine.submit(request("endless", max_tokens=10_000_000))
+        assert not await engine.drain(0.05)
+        reasons = [each.finish_reason async for each in stream]
+        assert reasons[-1] == "abort" and set(reasons[:-1]) == {None}
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_a_failing_engine_ends_every_stream_with_an_error() -> None:
+    async def body() -> None:
+        fake = FakeEngine()
+        engine = AsyncEngine(fake)
+        streams = [await engine.submit(request(f"r{i}", max_tokens=10_000_000, n=2)) for i in range(3)]
+        fake.fails_at = fake.num_steps
+        for stream in streams:
+            last = [each async for each in stream][-2:]
+            assert [each.finish_reason for each in last] == ["error", "error"]
+            assert "a wire came loose" in (last[0].error or "")
+        with pytest.raises(EngineError, match="wire"):
+            await engine.submit(request("later"))
+        assert "wire" in (engine.failure or "")
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_closing_ends_open_streams() -> None:
+    async def body() -> None:
+        engine = AsyncEngine(FakeEngine())
+        stream = await engine.submit(request("open", max_tokens=10_000_000))
+        await engine.close()
+        outputs = [each async for each in stream]
+        assert outputs[-1].finish_reason == "error"
+
+    asyncio.run(body())
+
+
+def test_an_idle_engine_does_not_step() -> None:
+    async def body() -> None:
+        fake = FakeEngine()
+        engine = AsyncEngine(fake)
+        await collect(engine, request("one", max_tokens=3))
+        before = fake.num_steps
+        await asyncio.sleep(0.05)
+        assert fake.num_steps == before
+        assert (await engine.stats())["steps_total"] == before and (await engine.memory()) == {"open": 0}
+        await engine.close()
+
+    asyncio.run(body())
