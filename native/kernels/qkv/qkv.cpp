@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// What happens between the fused projection and attention, row by row:
+//
+//   [ q heads | k heads | v heads ]   norm per head (q, k; optional), rotate (q, k), write k and v into their slot
+#include "kernels/norm/norm.h"
+#include "kernels/parallel.h"
+#include "kernels/vec.h"
+
+namespace zg {
+namespace ZG_ISA {
+namespace {
+
+// Hugging Face's rotate_half: (a, b) -> (a cos - b sin, b cos + a sin) for element i and i + half.
+void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+  int64_t i = 0;
+  for (; i + 8 <= half; i += 8) {
+    const vec8 a = load8(x + i), b = load8(x + half + i), c = load8(cos + i), s = load8(sin + i);
+    store8(x + i, sub8(mul8(a, c), mul8(b, s)));
+    store8(x + half + i, add8(mul8(b, c), mul8(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cos[i] - b * sin[i];
+    x[half + i] = b * cos[i] + a * sin[i];
+  }
+}
+
+template <typename T>
+void write_entry(char* to, const float* from, int64_t count) {
+  T* entry = reinterpret_cast<T*>(to);
+  for (int64_t i = 0; i < count; ++i) store1(entry + i, from[i]);
+}
+
+void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
+  const KVArgs& kv = a.kv;
+  const int64_t item_size = kv.dtype == DType::f32 ? 4 : 2, d = kv.head_dim;
+  const float* v = k + kv.num_kv_heads * d;
+  char* base = kv.base + slot / kv.block_size * kv.block_stride + slot % kv.block_size * d * item_size;
+  for (int64_t head = 0; head < kv.num_kv_heads; ++head) {
+    for (int part = 0; part < 2; ++part) {
+      char* to = base + part * kv.kv_stride + head * kv.head_stride;
+      const float* from = (part == 0 ? k : v) + head * d;
+      switch (kv.dtype) {
+        case DType::f32: write_entry<float>(to, from, d); break;
+        case DType::bf16: write_entry<bf16>(to, from, d); break;
+        case DType::f16: write_entry<f16>(to, from, d); break;
+      }
+    }
+  }
+}
+
+void row(const QKVArgs& a, int64_t t) {
+  const int64_t d = a.kv.head_dim, half = a.rot_dim / 2;
+  float* qkv = a.qkv + t * a.qkv_stride;
+  const float* cos = a.cos + a.positions[t] * half;
+  const float* sin = a.sin + a.positions[t] * half;
+  for (int64_t head = 0; head < a.num_heads + a.kv.num_kv_heads; ++head) {
+    float* x = qkv + head * d;
+    const float* weight = head < a.num_heads ? a.q_norm : a.k_norm;
+    if (weight != nullptr) norm_row(x, weight, x, d, a.eps, a.weight_offset);
+    rotate(x, cos, sin, half);
+  }
+  if (a.slot_mapping[t] >= 0) write_kv(a, qkv + a.num_heads * d, a.slot_mapping[t]);
+}
+
+}  // namespace
+
+void qkv_post(const QKVArgs& a) {
+  const int64_t cost = (a.num_heads + 2 * a.kv.num_kv_heads) * a.kv.head_dim * 2;
+  for_rows(a.num_rows, cost, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) row(a, t);
+  });
+}
+
+}  // namespace ZG_ISA
+}  // namespace zg

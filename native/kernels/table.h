@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels as a table of functions, one table per instruction set.
+//
+// Everything below is plain data: addresses and sizes. Strides of fp32 rows are in elements, strides of the KV pool in bytes.
+// Shape letters: T rows, K inner and N outer size of a linear, D head size, Hq and Hkv heads, S sequences.
+#pragma once
+#include <cstdint>
+
+namespace zg {
+
+constexpr int kPanelWidth = 16;  // rows of a weight matrix that lie interleaved: [ceil(N / 16)][K][16]
+constexpr int kKVTile = 64;      // attention walks the KV in tiles of this many absolute positions
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Activation : int { silu = 0, gelu_tanh = 1 };
+
+struct LinearArgs {
+  const float* x;       // [T, K]
+  int64_t x_stride;
+  const void* panels;   // [P][K][16]
+  DType dtype;
+  const float* bias;    // [N] or null
+  float* out;           // [T, N]
+  int64_t out_stride;
+  int64_t num_rows, k, n;
+  bool accumulate;
+};
+
+struct EmbedArgs {
+  const int64_t* ids;  // [T]
+  const void* panels;
+  DType dtype;
+  float* out;  // [T, K]
+  int64_t out_stride;
+  int64_t num_rows, k;
+  float scale;
+};
+
+struct NormArgs {
+  float* x;  // [T, K]
+  int64_t x_stride;
+  const float* delta;  // [T, K] or null
+  int64_t delta_stride;
+  const float* weight;  // [K]
+  float* out;           // [T, K]
+  int64_t out_stride;
+  int64_t num_rows, k;
+  float eps, weight_offset;
+};
+
+// Address of an entry: base + block * block_stride + kv * kv_stride + head * head_stride + slot * D * itemsize (bytes).
+struct KVArgs {
+  char* base;  // pool plus the layer's offset
+  DType dtype;
+  int64_t block_size, num_kv_heads, head_dim;
+  int64_t block_stride, kv_stride, head_stride;
+};
+
+struct QKVArgs {
+  float* qkv;  // [T, (Hq + 2 Hkv) * D]
+  int64_t qkv_stride;
+  const int64_t* positions;     // [T]
+  const int64_t* slot_mapping;  // [T], -1 writes nothing
+  const float* cos;             // [max_pos, rot / 2]
+  const float* sin;
+  int64_t num_rows, num_heads, rot_dim;
+  const float* q_norm;  // [D] or null
+  const float* k_norm;
+  float eps, weight_offset;
+  KVArgs kv;
+};
+
+struct AttentionArgs {
+  const float* q;  // [T, >= Hq * D]
+  int64_t q_stride;
+  float* out;  // [T, Hq * D]
+  int64_t out_stride;
+  const int32_t* query_starts;     // [S + 1]
+  const int32_t* first_positions;  // [S]
+  const int32_t* block_tables;     // [S, B]
+  int64_t table_stride;
+  const int64_t* task_starts;  // [S + 1]: tasks of sequence s are [task_starts[s], task_starts[s + 1])
+  int64_t num_seqs, num_heads;
+  int64_t tile_rows;  // query positions per task
+  float scale;
+  int64_t window;  // 0: none
+  KVArgs kv;
+};
+
+struct GatedArgs {
+  const float* gate_up;  // [T, 2 F]
+  int64_t gate_up_stride;
+  float* out;  // [T, F]
+  int64_t out_stride;
+  int64_t num_rows, f;
+  Activation kind;
+};
+
+struct AddArgs {
+  float* x;
+  int64_t x_stride;
+  const float* delta;
+  int64_t delta_stride;
+  int64_t num_rows, k;
+};
+
+struct KernelTable {
+  const char* isa;
+  void (*linear)(const LinearArgs&);
+  void (*embed_rows)(const EmbedArgs&);
+  void (*rms_norm)(const NormArgs&);
+  void (*qkv_post)(const QKVArgs&);
+  void (*paged_attention)(const AttentionArgs&);
+  void (*gated_activation)(const GatedArgs&);
+  void (*add)(const AddArgs&);
+};
+
+}  // namespace zg

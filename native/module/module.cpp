@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module: addresses and sizes in, nothing allocated, the GIL released while a kernel runs. Shapes and dtypes are checked
+// by the caller (ziggurat/kernels/native.py), which knows the arrays.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/dispatch.h"
+#include "base/thread_pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+constexpr int64_t kAttentionRows = 32;
+
+template <typename T>
+T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+zg::KVArgs kv_args(uintptr_t base, int dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+                   int64_t kv_stride, int64_t head_stride) {
+  return {at<char>(base), static_cast<zg::DType>(dtype), block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride};
+}
+
+template <typename Item, bool kIsPacking>
+void interleave(uintptr_t rows_address, uintptr_t panels_address, int64_t first_row, int64_t num_rows, int64_t k) {
+  Item* rows = at<Item>(rows_address);
+  Item* panels = at<Item>(panels_address);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t n = first_row + i;
+    Item* lane = panels + n / zg::kPanelWidth * k * zg::kPanelWidth + n % zg::kPanelWidth;
+    for (int64_t j = 0; j < k; ++j) {
+      if (kIsPacking) lane[j * zg::kPanelWidth] = rows[i * k + j];
+      else rows[i * k + j] = lane[j * zg::kPanelWidth];
+    }
+  }
+}
+
+template <bool kIsPacking>
+void panels(uintptr_t rows, uintptr_t panels_address, int64_t first_row, int64_t num_rows, int64_t k, int dtype) {
+  if (static_cast<zg::DType>(dtype) == zg::DType::f32) interleave<uint32_t, kIsPacking>(rows, panels_address, first_row, num_rows, k);
+  else interleave<uint16_t, kIsPacking>(rows, panels_address, first_row, num_rows, k);
+}
+
+void linear(uintptr_t x, int64_t x_stride, uintptr_t panels_address, int dtype, uintptr_t bias, uintptr_t out, int64_t out_stride,
+            int64_t num_rows, int64_t k, int64_t n, bool accumulate) {
+  zg::kernels().linear({at<float>(x), x_stride, at<void>(panels_address), static_cast<zg::DType>(dtype), at<float>(bias), at<float>(out),
+                        out_stride, num_rows, k, n, accumulate});
+}
+
+void embed_rows(uintptr_t ids, uintptr_t panels_address, int dtype, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t k,
+                float scale) {
+  zg::kernels().embed_rows(
+      {at<int64_t>(ids), at<void>(panels_address), static_cast<zg::DType>(dtype), at<float>(out), out_stride, num_rows, k, scale});
+}
+
+void rms_norm(uintptr_t x, int64_t x_stride, uintptr_t delta, int64_t delta_stride, uintptr_t weight, uintptr_t out, int64_t out_stride,
+              int64_t num_rows, int64_t k, float eps, float weight_offset) {
+  zg::kernels().rms_norm({at<float>(x), x_stride, at<float>(delta), delta_stride, at<float>(weight), at<float>(out), out_stride, num_rows,
+                          k, eps, weight_offset});
+}
+
+void qkv_post(uintptr_t qkv, int64_t qkv_stride, uintptr_t positions, uintptr_t slot_mapping, uintptr_t cos, uintptr_t sin,
+              int64_t num_rows, int64_t num_heads, int64_t rot_dim, uintptr_t q_norm, uintptr_t k_norm, float eps, float weight_offset,
+              uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+              int64_t kv_stride, int64_t head_stride) {
+  zg::kernels().qkv_post({at<float>(qkv), qkv_stride, at<int64_t>(positions), at<int64_t>(slot_mapping), at<float>(cos), at<float>(sin),
+                          num_rows, num_heads, rot_dim, at<float>(q_norm), at<float>(k_norm), eps, weight_offset,
+                          kv_args(kv_base, kv_dtype, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
+}
+
+void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_stride, uintptr_t query_starts, uintptr_t first_positions,
+                     uintptr_t block_tables, int64_t table_stride, int64_t num_seqs, int64_t num_heads, float scale, int64_t window,
+                     uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+                     int64_t kv_stride, int64_t head_stride) {
+  const int32_t* starts = at<int32_t>(query_starts);
+  const int64_t heads = num_heads / num_kv_heads, tile_rows = std::max<int64_t>(1, kAttentionRows / heads);
+  std::vector<int64_t> task_starts(static_cast<size_t>(num_seqs) + 1, 0);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const int64_t tiles = (starts[s + 1] - starts[s] + tile_rows - 1) / tile_rows;
+    task_starts[static_cast<size_t>(s) + 1] = task_starts[static_cast<size_t>(s)] + tiles * num_kv_heads;
+  }
+  zg::kernels().paged_attention({at<float>(q), q_stride, at<float>(out), out_stride, starts, at<int32_t>(first_positions),
+                                 at<int32_t>(block_tables), table_stride, task_starts.data(), num_seqs, num_heads, tile_rows, scale, window,
+                                 kv_args(kv_base, kv_dtype, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
+}
+
+void gated_activation(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t f, int kind) {
+  zg::kernels().gated_activation(
+      {at<float>(gate_up), gate_up_stride, at<float>(out), out_stride, num_rows, f, static_cast<zg::Activation>(kind)});
+}
+
+void add(uintptr_t x, int64_t x_stride, uintptr_t delta, int64_t delta_stride, int64_t num_rows, int64_t k) {
+  zg::kernels().add({at<float>(x), x_stride, at<float>(delta), delta_stride, num_rows, k});
+}
+
+struct CopyJob {
+  char* pool;
+  const int64_t* pairs;
+  int64_t block_bytes;
+};
+
+void copy_blocks(uintptr_t pool, uintptr_t pairs, int64_t num_pairs, int64_t block_bytes) {
+  const CopyJob job{at<char>(pool), at<int64_t>(pairs), block_bytes};
+  zg::parallel_for(
+      num_pairs,
+      [](const void* context, int64_t i) {
+        const CopyJob& copy = *static_cast<const CopyJob*>(context);
+        std::memcpy(copy.pool + copy.pairs[2 * i + 1] * copy.block_bytes, copy.pool + copy.pairs[2 * i] * copy.block_bytes,
+                    static_cast<size_t>(copy.block_bytes));
+      },
+      &job);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  using release = nb::call_guard<nb::gil_scoped_release>;
+  m.attr("PANEL_WIDTH") = zg::kPanelWidth;
+  m.attr("KV_TILE") = zg::kKVTile;
+  m.def("isa", [] { return std::string(zg::kernels().isa); });
+  m.def("select_isa", [](const std::string& name) { return zg::select_isa(name.c_str()); }, "name"_a);
+  m.def("num_threads", &zg::num_threads);
+  m.def("set_num_threads", &zg::set_num_threads, "num_threads"_a, release());
+  m.def("pack_panels", &panels<true>, release());
+  m.def("unpack_panels", &panels<false>, release());
+  m.def("linear", &linear, release());
+  m.def("embed_rows", &embed_rows, release());
+  m.def("rms_norm", &rms_norm, release());
+  m.def("qkv_post", &qkv_post, release());
+  m.def("paged_attention", &paged_attention, release());
+  m.def("gated_activation", &gated_activation, release());
+  m.def("add", &add, release());
+  m.def("copy_blocks", &copy_blocks, release());
+}

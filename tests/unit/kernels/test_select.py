@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing a backend, and the portable build of the native kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.kernels.helpers import backend, build_batch, packed, random, reference_attention, relative_error
+from ziggurat import kernels
+from ziggurat.errors import ConfigError
+from ziggurat.kernels import ops as ops_module
+
+
+def test_auto_is_native_when_it_is_built():
+    assert kernels.select("auto").name == "native"
+    description = kernels.describe("auto")
+    assert description["backend"] == "native"
+    assert description["isa"] in ("avx2", "portable")
+
+
+def test_without_the_library_auto_says_that_it_is_slower(monkeypatch):
+    monkeypatch.setattr(ops_module, "load_native", lambda: None)
+    assert kernels.select("auto").name == "torch"
+    assert "slower" in str(kernels.describe("auto")["note"])
+    with pytest.raises(ConfigError, match="--kernels torch"):
+        kernels.select("native")
+
+
+def test_unknown_backend():
+    with pytest.raises(ConfigError, match="did you mean 'native'"):
+        kernels.select("nativ")
+
+
+def test_threads_can_be_set():
+    library = ops_module.load_native()
+    assert library is not None
+    before = library.num_threads()
+    backend("native", num_threads=3)
+    assert library.num_threads() == 3
+    backend("native", num_threads=before)
+
+
+@pytest.fixture
+def portable():
+    library = ops_module.load_native()
+    assert library is not None
+    before = library.isa()
+    assert library.select_isa("portable")
+    yield backend("native")
+    assert library.select_isa(before)
+
+
+def test_the_portable_build_computes_the_same(portable):
+    x, weight = random(1, 9, 70), random(2, 40, 70).bfloat16()
+    panels, out = packed(portable, weight), torch.empty(9, 40)
+    portable.linear(x, panels, out)
+    assert relative_error(out, x.double() @ weight.double().T) < 1e-5
+    for row in range(9):
+        single = torch.empty(1, 40)
+        portable.linear(x[row : row + 1], panels, single)
+        assert torch.equal(single, out[row : row + 1])
+    for format_name in ("fp32", "bf16", "fp16"):
+        batch = build_batch(3, [(70, 5), (0, 30)], format_name=format_name, num_heads=6, num_kv_heads=2, head_dim=80)
+        assert relative_error(batch.attend(portable, 0.125, 40), reference_attention(batch, 0.125, 40)) < 2e-6
+    gates, activated = random(4, 3, 26), torch.empty(3, 13)
+    portable.gated_activation(gates, activated)
+    gate, up = gates.double().chunk(2, 1)
+    assert relative_error(activated, torch.nn.functional.silu(gate) * up) < 1e-6
+
+
+def test_an_unknown_instruction_set_changes_nothing():
+    library = ops_module.load_native()
+    assert library is not None
+    before = library.isa()
+    assert not library.select_isa("avx9")
+    assert library.isa() == before

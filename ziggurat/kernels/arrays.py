@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch tensors and numpy arrays seen alike: address, shape, strides and dtype, checked before an address leaves Python.
+
+Checks raise `TypeError` or `ValueError`: a wrong shape here is a fault of the calling executor, never a user's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ziggurat.programs.formats import BF16, FP16, FP32, PANEL_WIDTH, FormatSpec
+
+FLOAT_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
+_FORMATS = {"float32": FP32, "bfloat16": BF16, "uint16": BF16, "float16": FP16}
+
+
+def dtype_name(array: Any) -> str:
+    """``float32``, ``bfloat16``, ``int64`` ..: the same words for torch and numpy."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def address(array: Any) -> int:
+    """First byte of the array's data."""
+    data_ptr = getattr(array, "data_ptr", None)
+    return int(data_ptr()) if data_ptr is not None else int(array.ctypes.data)
+
+
+def optional_address(array: Any | None) -> int:
+    """Address, or 0 for None."""
+    return 0 if array is None else address(array)
+
+
+def strides(array: Any) -> tuple[int, ...]:
+    """Strides in elements."""
+    if hasattr(array, "data_ptr"):
+        return tuple(array.stride())
+    return tuple(stride // array.itemsize for stride in array.strides)
+
+
+def num_bytes(array: Any) -> int:
+    """Bytes of the array's elements."""
+    return int(array.nbytes)
+
+
+def is_contiguous(array: Any) -> bool:
+    """C order without gaps."""
+    return bool(array.is_contiguous()) if hasattr(array, "data_ptr") else bool(array.flags.c_contiguous)
+
+
+def float_format(array: Any, what: str) -> FormatSpec:
+    """The storage format of weights or rows; numpy's uint16 stands for bf16."""
+    spec = _FORMATS.get(dtype_name(array))
+    if spec is None:
+        raise TypeError(f"{what}: dtype {dtype_name(array)} is not one of {', '.join(_FORMATS)}")
+    return spec
+
+
+def check(array: Any, what: str, dtype: str, shape: tuple[int | None, ...]) -> None:
+    """Dtype and shape (None matches any size), contiguous."""
+    actual = tuple(array.shape)
+    is_match = len(actual) == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, actual, strict=True)
+    )
+    if dtype_name(array) != dtype or not is_match:
+        raise ValueError(f"{what}: expected {dtype} {list(shape)}, got {dtype_name(array)} {list(actual)}")
+    if not is_contiguous(array):
+        raise ValueError(f"{what}: must be contiguous")
+
+
+def rows(array: Any, what: str, num_rows: int | None = None, width: int | None = None) -> int:
+    """Check an fp32 matrix whose rows may have a stride; returns the stride in elements."""
+    if dtype_name(array) != "float32" or array.ndim != 2:
+        raise ValueError(f"{what}: expected float32 rows, got {dtype_name(array)} of {array.ndim} dimensions")
+    have_rows, have_width = array.shape
+    if (num_rows is not None and have_rows != num_rows) or (width is not None and have_width != width):
+        raise ValueError(f"{what}: expected [{num_rows}, {width}], got [{have_rows}, {have_width}]")
+    row_stride, step = strides(array)
+    if step != 1 and have_width > 1:
+        raise ValueError(f"{what}: the last dimension must be contiguous")
+    return int(row_stride) if have_rows > 1 else int(have_width)
+
+
+def panel_shape(panels: Any) -> tuple[int, int]:
+    """(panels, K) of packed weights [P, K, 16]."""
+    if panels.ndim != 3 or panels.shape[2] != PANEL_WIDTH or not is_contiguous(panels):
+        raise ValueError(f"panels: expected contiguous [P, K, {PANEL_WIDTH}], got {list(panels.shape)}")
+    return int(panels.shape[0]), int(panels.shape[1])
+
+
+def check_out_features(num_panels: int, out_features: int) -> None:
+    """N must end in the last panel."""
+    if not PANEL_WIDTH * (num_panels - 1) < out_features <= PANEL_WIDTH * num_panels:
+        raise ValueError(f"out has {out_features} columns, {num_panels} panels hold up to {PANEL_WIDTH * num_panels}")

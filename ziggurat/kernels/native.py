@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native library behind `KernelOps`: checks shapes, passes addresses, returns when the kernel is done."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ziggurat.errors import UnsupportedFeature
+from ziggurat.kernels.arrays import (
+    FLOAT_CODES,
+    address,
+    check,
+    check_out_features,
+    dtype_name,
+    float_format,
+    is_contiguous,
+    num_bytes,
+    optional_address,
+    panel_shape,
+    rows,
+)
+from ziggurat.kernels.ops import Array, KVLayer
+
+ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
+MAX_HEAD_DIM = 256
+
+
+def check_kv(kv: KVLayer) -> None:
+    """What both backends ask of a KV layer.
+
+    Raises:
+        UnsupportedFeature: a head size that the kernels cannot do.
+    """
+    if kv.head_dim % 8 or not 0 < kv.head_dim <= MAX_HEAD_DIM:
+        raise UnsupportedFeature(
+            f"head size {kv.head_dim}: the attention kernels need a multiple of 8, at most {MAX_HEAD_DIM}",
+            feature="head_dim",
+        )
+    if not is_contiguous(kv.pool):
+        raise ValueError("kv.pool: must be contiguous")
+
+
+def kv_arguments(kv: KVLayer) -> tuple[int, ...]:
+    """The KV part of an argument list, in the order of native/module/module.cpp."""
+    check_kv(kv)
+    return (
+        address(kv.pool) + kv.layer_offset,
+        FLOAT_CODES[kv.format.name],
+        kv.block_size,
+        kv.num_kv_heads,
+        kv.head_dim,
+        kv.block_stride,
+        kv.kv_stride,
+        kv.head_stride,
+    )
+
+
+class NativeOps:
+    """`KernelOps` by the native library; see there for shapes and layouts."""
+
+    name = "native"
+
+    def __init__(self, library: ModuleType, *, num_threads: int | None = None) -> None:
+        self._lib = library
+        if num_threads is not None:
+            library.set_num_threads(num_threads)
+
+    def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
+        """See `KernelOps.pack_rows`."""
+        self._lib.pack_panels(*_pack_arguments(rows, panels, first_row))
+
+    def unpack_rows(self, panels: Array, rows: Array, *, first_row: int = 0) -> None:
+        """See `KernelOps.unpack_rows`."""
+        self._lib.unpack_panels(*_pack_arguments(rows, panels, first_row))
+
+    def linear(
+        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+    ) -> None:
+        """See `KernelOps.linear`."""
+        num_panels, k = panel_shape(panels)
+        num_rows, out_features = x.shape[0], out.shape[1]
+        check_out_features(num_panels, out_features)
+        x_stride, out_stride = rows(x, "x", None, k), rows(out, "out", num_rows)
+        if bias is not None:
+            check(bias, "bias", "float32", (out_features,))
+        self._lib.linear(
+            address(x),
+            x_stride,
+            address(panels),
+            FLOAT_CODES[float_format(panels, "panels").name],
+            optional_address(bias),
+            address(out),
+            out_stride,
+            num_rows,
+            k,
+            out_features,
+            accumulate,
+        )
+
+    def embed_rows(self, ids: Array, panels: Array, out: Array, *, scale: float = 1.0) -> None:
+        """See `KernelOps.embed_rows`."""
+        num_panels, k = panel_shape(panels)
+        check(ids, "ids", "int64", (None,))
+        num_rows = ids.shape[0]
+        if num_rows and not 0 <= int(ids.min()) <= int(ids.max()) < num_panels * panels.shape[2]:
+            raise ValueError(f"ids: {int(ids.min())} .. {int(ids.max())} outside {num_panels * panels.shape[2]} rows")
+        out_stride = rows(out, "out", num_rows, k)
+        code = FLOAT_CODES[float_format(panels, "panels").name]
+        self._lib.embed_rows(address(ids), address(panels), code, address(out), out_stride, num_rows, k, scale)
+
+    def rms_norm(
+        self,
+        x: Array,
+        weight: Array,
+        out: Array,
+        *,
+        eps: float,
+        weight_offset: float = 0.0,
+        delta: Array | None = None,
+    ) -> None:
+        """See `KernelOps.rms_norm`."""
+        num_rows, k = x.shape
+        check(weight, "weight", "float32", (k,))
+        x_stride, out_stride = rows(x, "x"), rows(out, "out", num_rows, k)
+        delta_stride = 0 if delta is None else rows(delta, "delta", num_rows, k)
+        self._lib.rms_norm(
+            address(x),
+            x_stride,
+            optional_address(delta),
+            delta_stride,
+            address(weight),
+            address(out),
+            out_stride,
+            num_rows,
+            k,
+            eps,
+            weight_offset,
+        )
+
+    def qkv_post(
+        self,
+        qkv: Array,
+        *,
+        positions: Array,
+        slot_mapping: Array,
+        cos: Array,
+        sin: Array,
+        kv: KVLayer,
+        num_heads: int,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 1e-6,
+        weight_offset: float = 0.0,
+    ) -> None:
+        """See `KernelOps.qkv_post`."""
+        num_rows = qkv.shape[0]
+        stride = rows(qkv, "qkv", None, (num_heads + 2 * kv.num_kv_heads) * kv.head_dim)
+        check(positions, "positions", "int64", (num_rows,))
+        check(slot_mapping, "slot_mapping", "int64", (num_rows,))
+        check(cos, "cos", "float32", (None, None))
+        check(sin, "sin", "float32", tuple(cos.shape))
+        for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+            if norm is not None:
+                check(norm, name, "float32", (kv.head_dim,))
+        self._lib.qkv_post(
+            address(qkv),
+            stride,
+            address(positions),
+            address(slot_mapping),
+            address(cos),
+            address(sin),
+            num_rows,
+            num_heads,
+            2 * cos.shape[1],
+            optional_address(q_norm),
+            optional_address(k_norm),
+            eps,
+            weight_offset,
+            *kv_arguments(kv),
+        )
+
+    def paged_attention(
+        self,
+        qkv: Array,
+        out: Array,
+        *,
+        query_starts: Array,
+        first_positions: Array,
+        block_tables: Array,
+        kv: KVLayer,
+        num_heads: int,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        """See `KernelOps.paged_attention`."""
+        num_seqs = first_positions.shape[0]
+        if num_heads % kv.num_kv_heads:
+            raise ValueError(f"{num_heads} query heads do not divide among {kv.num_kv_heads} KV heads")
+        q_stride, out_stride = rows(qkv, "qkv"), rows(out, "out", None, num_heads * kv.head_dim)
+        check(query_starts, "query_starts", "int32", (num_seqs + 1,))
+        check(first_positions, "first_positions", "int32", (num_seqs,))
+        check(block_tables, "block_tables", "int32", (num_seqs, None))
+        self._lib.paged_attention(
+            address(qkv),
+            q_stride,
+            address(out),
+            out_stride,
+            address(query_starts),
+            address(first_positions),
+            address(block_tables),
+            block_tables.shape[1],
+            num_seqs,
+            num_heads,
+            scale,
+            window,
+            *kv_arguments(kv),
+        )
+
+    def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:
+        """See `KernelOps.gated_activation`."""
+        num_rows, f = out.shape
+        gate_stride, out_stride = rows(gate_up, "gate_up", num_rows, 2 * f), rows(out, "out")
+        self._lib.gated_activation(
+            address(gate_up), gate_stride, address(out), out_stride, num_rows, f, ACTIVATION_CODES[kind]
+        )
+
+    def add(self, x: Array, delta: Array) -> None:
+        """See `KernelOps.add`."""
+        num_rows, k = x.shape
+        x_stride, delta_stride = rows(x, "x"), rows(delta, "delta", num_rows, k)
+        self._lib.add(address(x), x_stride, address(delta), delta_stride, num_rows, k)
+
+    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
+        """See `KernelOps.copy_blocks`."""
+        check_pairs(pool, pairs, block_bytes)
+        self._lib.copy_blocks(address(pool), address(pairs), pairs.shape[0], block_bytes)
+
+
+def check_pairs(pool: Array, pairs: Array, block_bytes: int) -> None:
+    """Copies stay inside the pool."""
+    check(pairs, "pairs", "int64", (None, 2))
+    num_blocks = num_bytes(pool) // block_bytes
+    if pairs.shape[0] and not 0 <= int(pairs.min()) <= int(pairs.max()) < num_blocks:
+        raise ValueError(f"pairs: blocks {int(pairs.min())} .. {int(pairs.max())} outside a pool of {num_blocks}")
+
+
+def _pack_arguments(source: Array, panels: Array, first_row: int) -> tuple[int, ...]:
+    num_panels, k = panel_shape(panels)
+    if dtype_name(source) != dtype_name(panels):
+        raise TypeError(f"rows are {dtype_name(source)}, panels {dtype_name(panels)}: packing does not convert")
+    num_rows, width = source.shape
+    if width != k or not 0 <= first_row <= first_row + num_rows <= num_panels * panels.shape[2]:
+        raise ValueError(f"rows [{num_rows}, {width}] from {first_row} on do not fit panels {list(panels.shape)}")
+    if not is_contiguous(source):
+        raise ValueError("rows: must be contiguous")
+    code = FLOAT_CODES[float_format(panels, "panels").name]
+    return address(source), address(panels), first_row, num_rows, k, code

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paged attention in torch, row-invariant: query tiles and KV tiles have fixed shapes and start at fixed absolute positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ziggurat.kernels.ops import KVLayer
+from ziggurat.kernels.twins.exact import as_tensor, exp, tree_sum
+
+KV_TILE = 64
+QUERY_TILE = 16
+
+
+def kv_view(kv: KVLayer) -> Tensor:
+    """The layer's entries [blocks, 2, Hkv, block_size, D] as a strided view of the pool."""
+    dtype: torch.dtype = getattr(torch, kv.format.torch)
+    flat = as_tensor(kv.pool).reshape(-1).view(torch.uint8)
+    size = dtype.itemsize
+    sizes = (kv.block_stride, kv.kv_stride, kv.head_stride)
+    inner = kv.kv_stride + (kv.num_kv_heads - 1) * kv.head_stride + kv.block_size * kv.head_dim * size
+    num_blocks = (flat.numel() - kv.layer_offset - inner) // kv.block_stride + 1
+    typed = flat[: flat.numel() // size * size].view(dtype)
+    return typed.as_strided(
+        (num_blocks, 2, kv.num_kv_heads, kv.block_size, kv.head_dim),
+        (*(stride // size for stride in sizes), kv.head_dim, 1),
+        typed.storage_offset() + kv.layer_offset // size,
+    )
+
+
+def attend_tile(
+    queries: Tensor, positions: Tensor, table: Tensor, entries: Tensor, span: tuple[int, int], scale: float, window: int
+) -> Tensor:
+    """Online softmax over KV tiles for one query tile.
+
+    Args:
+        queries: fp32 [Hkv, R, D], R rows of one tile; rows without a query are zero.
+        positions: int64 [R].
+        table: int64 block numbers of the sequence.
+        entries: the view of `kv_view`.
+        span: absolute positions [first, last) that any row sees.
+
+    Returns:
+        fp32 [Hkv, R, D].
+    """
+    heads, num_rows, dim = queries.shape
+    maximum = torch.full((heads, num_rows, 1), -torch.inf)
+    total = torch.zeros(heads, num_rows, 1)
+    out = torch.zeros(heads, num_rows, dim)
+    block_size = entries.shape[3]
+    for start in range(span[0] // KV_TILE * KV_TILE, span[1], KV_TILE):
+        first, last = max(start, span[0]), min(start + KV_TILE, span[1])
+        where = torch.arange(first, last)
+        picked = entries[table[where // block_size], :, :, where % block_size].float()  # [keys, 2, Hkv, D]
+        tile = torch.zeros(2, heads, KV_TILE, dim)
+        tile[:, :, first - start : last - start] = picked.permute(1, 2, 0, 3)
+        keys = torch.arange(start, start + KV_TILE)
+        visible = keys[None, :] <= positions[:, None]
+        if window > 0:
+            visible &= keys[None, :] > positions[:, None] - window
+        scores = torch.where(visible, torch.bmm(queries, tile[0].transpose(1, 2)) * scale, -torch.inf)
+        new_maximum = torch.maximum(maximum, scores.amax(-1, keepdim=True))
+        # A row that has seen no key yet has nothing to rescale, and -inf - -inf would be NaN.
+        anchor = torch.where(new_maximum == -torch.inf, torch.zeros_like(new_maximum), new_maximum)
+        weights = exp(scores - anchor)
+        factor = exp(maximum - anchor)
+        total = total * factor + tree_sum(weights)
+        out = out * factor + torch.bmm(weights, tile[1])
+        maximum = new_maximum
+    return out / torch.where(total == 0.0, torch.ones_like(total), total)
+
+
+def attend_sequence(
+    q: Tensor, first_position: int, table: Tensor, entries: Tensor, heads_per_kv: int, scale: float, window: int
+) -> Tensor:
+    """All query rows [n, Hq, D] of one sequence; tiles start at multiples of 16 positions, whatever the chunk."""
+    num_rows, num_heads, dim = q.shape
+    num_kv_heads = num_heads // heads_per_kv
+    out = torch.empty_like(q)
+    last_position = first_position + num_rows
+    for start in range(first_position // QUERY_TILE * QUERY_TILE, last_position, QUERY_TILE):
+        first, last = max(start, first_position), min(start + QUERY_TILE, last_position)
+        tile = torch.zeros(QUERY_TILE, num_kv_heads, heads_per_kv, dim)
+        rows = slice(first - first_position, last - first_position)
+        tile[first - start : last - start] = q[rows].view(last - first, num_kv_heads, heads_per_kv, dim)
+        queries = tile.permute(1, 0, 2, 3).reshape(num_kv_heads, QUERY_TILE * heads_per_kv, dim)
+        positions = torch.arange(start, start + QUERY_TILE).repeat_interleave(heads_per_kv)
+        span = (max(0, first - window + 1) if window > 0 else 0, last)
+        result = attend_tile(queries, positions, table, entries, span, scale, window)
+        result = result.view(num_kv_heads, QUERY_TILE, heads_per_kv, dim).permute(1, 0, 2, 3)
+        out[rows] = result[first - start : last - start].reshape(last - first, num_heads, dim)
+    return out

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`KernelOps` in plain torch. Clear before fast: it is what native kernels are tested against, and what runs without a compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ziggurat.kernels.arrays import check_out_features, panel_shape
+from ziggurat.kernels.native import check_kv, check_pairs
+from ziggurat.kernels.ops import Array, KVLayer
+from ziggurat.kernels.twins.attention import attend_sequence, kv_view
+from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm
+from ziggurat.programs.formats import PANEL_WIDTH
+
+# BLAS picks its algorithm by the shape, so every product has this many rows, padded with zeros, and this many panels at most.
+ROW_TILE = 16
+PANEL_GROUP = 64
+
+
+class TorchOps:
+    """`KernelOps` by torch; see there for shapes and layouts."""
+
+    name = "torch"
+
+    def __init__(self, *, num_threads: int | None = None) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+
+    def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
+        """See `KernelOps.pack_rows`."""
+        source, target = as_tensor(rows), as_tensor(panels)
+        panel_shape(target)
+        index = torch.arange(first_row, first_row + source.shape[0])
+        target[index // PANEL_WIDTH, :, index % PANEL_WIDTH] = source
+
+    def unpack_rows(self, panels: Array, rows: Array, *, first_row: int = 0) -> None:
+        """See `KernelOps.unpack_rows`."""
+        target, source = as_tensor(rows), as_tensor(panels)
+        panel_shape(source)
+        index = torch.arange(first_row, first_row + target.shape[0])
+        target.copy_(source[index // PANEL_WIDTH, :, index % PANEL_WIDTH])
+
+    def linear(
+        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+    ) -> None:
+        """See `KernelOps.linear`."""
+        rows, weights, result = as_tensor(x), as_tensor(panels), as_tensor(out)
+        num_panels, k = panel_shape(weights)
+        check_out_features(num_panels, result.shape[1])
+        num_rows = rows.shape[0]
+        if num_rows == 0:
+            return
+        padded = torch.zeros(-(-num_rows // ROW_TILE) * ROW_TILE, k)
+        padded[:num_rows] = rows
+        for first in range(0, num_panels, PANEL_GROUP):
+            columns = slice(first * PANEL_WIDTH, min((first + PANEL_GROUP) * PANEL_WIDTH, result.shape[1]))
+            matrix = weights[first : first + PANEL_GROUP].permute(1, 0, 2).reshape(k, -1).float()
+            product = torch.cat([padded[row : row + ROW_TILE] @ matrix for row in range(0, len(padded), ROW_TILE)])
+            product = product[:num_rows, : columns.stop - columns.start]
+            if bias is not None:
+                product = product + as_tensor(bias)[columns]
+            result[:, columns] = product + result[:, columns] if accumulate else product
+
+    def embed_rows(self, ids: Array, panels: Array, out: Array, *, scale: float = 1.0) -> None:
+        """See `KernelOps.embed_rows`."""
+        index = as_tensor(ids)
+        as_tensor(out).copy_(as_tensor(panels)[index // PANEL_WIDTH, :, index % PANEL_WIDTH].float() * scale)
+
+    def rms_norm(
+        self,
+        x: Array,
+        weight: Array,
+        out: Array,
+        *,
+        eps: float,
+        weight_offset: float = 0.0,
+        delta: Array | None = None,
+    ) -> None:
+        """See `KernelOps.rms_norm`."""
+        rows = as_tensor(x)
+        if delta is not None:
+            rows += as_tensor(delta)
+        as_tensor(out).copy_(rms_norm(rows, as_tensor(weight), eps, weight_offset))
+
+    def qkv_post(
+        self,
+        qkv: Array,
+        *,
+        positions: Array,
+        slot_mapping: Array,
+        cos: Array,
+        sin: Array,
+        kv: KVLayer,
+        num_heads: int,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 1e-6,
+        weight_offset: float = 0.0,
+    ) -> None:
+        """See `KernelOps.qkv_post`."""
+        check_kv(kv)
+        rows, slots = as_tensor(qkv), as_tensor(slot_mapping)
+        num_rows, dim = rows.shape[0], kv.head_dim
+        heads = rows.unflatten(1, (num_heads + 2 * kv.num_kv_heads, dim))
+        q, k, v = heads.split((num_heads, kv.num_kv_heads, kv.num_kv_heads), dim=1)
+        index = as_tensor(positions)
+        tables = as_tensor(cos)[index][:, None], as_tensor(sin)[index][:, None]
+        for part, norm in ((q, q_norm), (k, k_norm)):
+            if norm is not None:
+                part.copy_(rms_norm(part, as_tensor(norm), eps, weight_offset))
+            _rotate(part, *tables)
+        written = slots >= 0
+        entries = kv_view(kv)
+        block, slot = slots[written] // kv.block_size, slots[written] % kv.block_size
+        for index_of, part in enumerate((k, v)):
+            entries[block, index_of, :, slot] = part[written].to(entries.dtype)
+        assert num_rows == slots.shape[0], "one slot per row"
+
+    def paged_attention(
+        self,
+        qkv: Array,
+        out: Array,
+        *,
+        query_starts: Array,
+        first_positions: Array,
+        block_tables: Array,
+        kv: KVLayer,
+        num_heads: int,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        """See `KernelOps.paged_attention`."""
+        check_kv(kv)
+        rows, result, entries = as_tensor(qkv), as_tensor(out), kv_view(kv)
+        starts, tables = as_tensor(query_starts).tolist(), as_tensor(block_tables).long()
+        q = rows[:, : num_heads * kv.head_dim].unflatten(1, (num_heads, kv.head_dim))
+        for s, first_position in enumerate(as_tensor(first_positions).tolist()):
+            begin, end = starts[s], starts[s + 1]
+            attended = attend_sequence(
+                q[begin:end], first_position, tables[s], entries, num_heads // kv.num_kv_heads, scale, window
+            )
+            result[begin:end] = attended.flatten(1)
+
+    def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:
+        """See `KernelOps.gated_activation`."""
+        gate, up = as_tensor(gate_up).chunk(2, dim=1)
+        if kind == "silu":
+            denominator = 1.0 + exp(-gate)
+        else:
+            assert kind == "gelu_tanh", kind
+            denominator = 1.0 + exp(gate * (gate * gate * 0.044715 + 1.0) * (-2.0 * 0.7978845608028654))
+        as_tensor(out).copy_(gate / denominator * up)
+
+    def add(self, x: Array, delta: Array) -> None:
+        """See `KernelOps.add`."""
+        as_tensor(x).add_(as_tensor(delta))
+
+    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
+        """See `KernelOps.copy_blocks`."""
+        check_pairs(pool, pairs, block_bytes)
+        flat = as_tensor(pool).reshape(-1).view(torch.uint8)
+        blocks = flat[: flat.numel() // block_bytes * block_bytes].view(-1, block_bytes)
+        index = as_tensor(pairs)
+        blocks[index[:, 1]] = blocks[index[:, 0]]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Hugging Face's rotate_half on the first ``2 * cos.shape[-1]`` values of x [T, heads, D], in place."""
+    half = cos.shape[-1]
+    a, b = x[..., :half].clone(), x[..., half : 2 * half].clone()
+    x[..., :half] = a * cos - b * sin
+    x[..., half : 2 * half] = b * cos + a * sin
