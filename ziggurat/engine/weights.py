@@ -154,7 +154,7 @@ class _Reader:
         if self._staging.numel() < num_bytes:
             self._staging = torch.empty(num_bytes, dtype=torch.uint8)
         raw = self._staging[:num_bytes]
-        target, done = memoryview(raw.numpy()), 0
+        target, done = raw.numpy().data, 0
         try:
             if entry.path not in self._descriptors:
                 descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -8,8 +8,8 @@ import contextlib
 import random
 
 import pytest
-from engine_fakes import FakeEngine
 
+from tests.unit.engine.engine_fakes import FakeEngine
 from ziggurat.engine.async_engine import AsyncEngine
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import Draining, EngineError, RequestError
