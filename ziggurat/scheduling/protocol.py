@@ -25,6 +25,8 @@ class SequenceView:
         num_prompt_tokens: of the original prompt.
         arrival: order of arrival (a sequence number, not a time); lower came first.
         arrival_s: time of arrival by the driver's clock.
+        num_slots: sequence slots that it takes while it runs: 1, or more for a prompt with n > 1 whose forks are still to come
+            (at most ``TokenBudget.max_num_seqs``; forks beyond that are born waiting).
     """
 
     seq_id: str
@@ -34,6 +36,7 @@ class SequenceView:
     priority: int
     arrival: int
     arrival_s: float
+    num_slots: int = 1
 
     @property
     def num_uncomputed(self) -> int:
@@ -60,6 +63,10 @@ class KVProbe(Protocol):
         """For a waiting sequence: blocks that leave the free count when it is admitted and given ``num_tokens`` uncached tokens."""
         ...
 
+    def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
+        """The most blocks a lone sequence that grows to ``num_tokens`` ever holds at once (windows give blocks back on the way)."""
+        ...
+
     def cached_tokens(self, seq_id: str) -> int:
         """For a waiting sequence: prefix tokens that are cached now."""
         ...
@@ -71,7 +78,7 @@ class KVProbe(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBudget:
-    """Limits of one step."""
+    """Limits of one step. ``max_num_seqs`` bounds the running sequences, forks to come included (`SequenceView.num_slots`)."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -79,7 +86,10 @@ class TokenBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """A planner's whole world. ``running`` is in order of admission, ``waiting`` in queue order."""
+    """A planner's whole world. ``running`` is in order of admission (forks stand behind their sibling), ``waiting`` in queue order.
+
+    ``waiting`` makes its views on the way: walk it from the front and stop early. Valid during one ``plan`` call.
+    """
 
     running: Sequence[SequenceView]
     waiting: Sequence[SequenceView]
@@ -99,8 +109,11 @@ class Chunk:
 class BatchPlan:
     """A decision: who is preempted first, who is admitted, who runs how many tokens.
 
+    The core carries it out in this order: preempt, admit all, take space chunk by chunk. A plan that preempts admits nobody,
+    because blocks shared with a victim change their price when it leaves.
+
     Attributes:
-        preempts: running sequences that give up their space and go back to the head of the queue.
+        preempts: running sequences that give up their space and go back to the head of the queue; the one named last stands first.
         admits: waiting sequences that become running, in order; each has a chunk in this plan.
         chunks: in batch order.
         valid_steps: how many steps the plan holds if nothing arrives or ends; 1 for now everywhere.
@@ -126,9 +139,9 @@ class SampleRequest:
 
     Attributes:
         seq_ids: usually the chunk's own sequence; when a prompt with n > 1 is finished, all n (each draws its own token).
-        seeds: one per entry of seq_ids.
+        seeds: one per entry of seq_ids, in [0, 2**63). A draw is a function of (seed, len(output_ids)) and of the logits only.
         prompt_ids, output_ids: for penalties; not copied, not to be changed.
-        eos_ids: suppressed until min_tokens are out.
+        eos_ids: with ``params.stop_token_ids``, suppressed while ``len(output_ids) < params.min_tokens``; empty with ignore_eos.
     """
 
     seq_ids: tuple[str, ...]
@@ -193,6 +206,7 @@ class Executor(Protocol):
         """Execute one step.
 
         Raises:
-            EngineError: the step failed; the core ends its sequences as failed.
+            EngineError: the step failed. Whatever is raised, the core ends the batch's sequences as failed, takes their space
+                back and reports it in `StepOutput.error`; other sequences go on.
         """
         ...

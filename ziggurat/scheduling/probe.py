@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How planners see the store and the queue: questions only, answered when asked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import overload
+
+from ziggurat.memory.kv import KVStore
+from ziggurat.scheduling.protocol import SequenceView
+from ziggurat.scheduling.sequence import SequenceState
+
+
+class StoreProbe:
+    """`KVProbe` over a KVStore. Waiting sequences are not open in the store; their tokens answer for them."""
+
+    def __init__(self, store: KVStore, waiting: Mapping[str, SequenceState]) -> None:
+        self._store = store
+        self._waiting = waiting
+
+    def free_blocks(self) -> tuple[int, ...]:
+        return self._store.free_blocks()
+
+    def total_blocks(self) -> tuple[int, ...]:
+        return self._store.total_blocks()
+
+    def needed_blocks(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
+        return self._store.needed_blocks(seq_id, num_tokens)
+
+    def needed_to_admit(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
+        seq = self._waiting[seq_id]
+        return self._store.needed_to_open(seq.token_ids(), num_tokens, salt=seq.cache_salt)
+
+    def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
+        return self._store.peak_blocks(num_tokens)
+
+    def cached_tokens(self, seq_id: str) -> int:
+        seq = self._waiting[seq_id]
+        return self._store.match(seq.token_ids(), salt=seq.cache_salt)
+
+    def held_blocks(self, seq_id: str) -> tuple[int, ...]:
+        return self._store.held_blocks(seq_id)
+
+
+class WaitingViews(Sequence[SequenceView]):
+    """The queue as planners see it; a view is made when it is looked at, because most planners stop after a few."""
+
+    def __init__(self, waiting: OrderedDict[str, SequenceState]) -> None:
+        self._waiting = waiting
+
+    @overload
+    def __getitem__(self, index: int) -> SequenceView: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SequenceView]: ...
+
+    def __getitem__(self, index: int | slice) -> SequenceView | Sequence[SequenceView]:
+        if isinstance(index, slice):
+            return [seq.view() for seq in list(self._waiting.values())[index]]
+        if index < 0:
+            index += len(self._waiting)
+        for seq in islice(self._waiting.values(), index, index + 1):
+            return seq.view()
+        raise IndexError(index)
+
+    def __iter__(self) -> Iterator[SequenceView]:
+        return (seq.view() for seq in self._waiting.values())
+
+    def __len__(self) -> int:
+        return len(self._waiting)

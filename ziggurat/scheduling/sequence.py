@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sequence owns: its tokens, its place in the life cycle, its seed.
+
+::
+
+    pending --(its sibling's prompt is finished)--> running
+    waiting --(admitted)--> running --(preempted)--> waiting
+    pending | waiting | running --> finished
+
+Positions of one sequence, half-open; the last sampled token is known before its KV is::
+
+    [0, num_computed)            KV is in the store
+    [num_computed, num_tokens)   known tokens, to be computed; exactly one while decoding
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, Protocol
+
+from ziggurat.scheduling.protocol import SequenceView
+from ziggurat.scheduling.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class EngineRequest(Protocol):
+    """What `EngineCore.add` reads of a request (`ziggurat.engine.types.GenerateRequest` is one)."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+    @property
+    def params(self) -> SamplingParams: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def cache_salt(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The plain `EngineRequest` of drivers and simulators."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is in its life."""
+
+    PENDING = "pending"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+def derive_seed(base: int, index: int) -> int:
+    """A seed in [0, 2**63) for continuation ``index`` (or request number ``index``) under ``base``; equal inputs, equal seed."""
+    digest = hashlib.blake2b(f"{base}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SequenceState:
+    """One continuation of one request. Only `EngineCore` and its `Roster` change it.
+
+    Attributes:
+        index: which of the request's n continuations.
+        prompt_ids: shared by all continuations, not copied.
+        max_tokens: output limit, cut to the context and to the pool.
+        arrival: order of the request's arrival.
+        since_s: when the present status began.
+        num_cached: prompt tokens found in the prefix forest at the first admission.
+        high_water: the most tokens that ever were computed; what is computed again below it counts as recomputed.
+        children: continuations that wait for this one to finish the prompt; empty after the fork.
+        max_slots: the cap of `num_slots`.
+    """
+
+    seq_id: str
+    request_id: str
+    index: int
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    max_tokens: int
+    seed: int
+    cache_salt: str
+    priority: int
+    arrival: int
+    arrival_s: float
+    since_s: float
+    max_slots: int
+    status: SequenceStatus
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int = 0
+    high_water: int = 0
+    num_preemptions: int = 0
+    was_admitted: bool = False
+    finish_reason: FinishReason | None = None
+    children: list[SequenceState] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and sampled tokens."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_slots(self) -> int:
+        """Sequence slots that it takes while it runs, those of forks to come included."""
+        return min(1 + len(self.children), self.max_slots)
+
+    def token_ids(self) -> Sequence[int]:
+        """All known tokens; the prompt itself while there is nothing else."""
+        return [*self.prompt_ids, *self.output_ids] if self.output_ids else self.prompt_ids
+
+    def slice_ids(self, start: int, num_tokens: int) -> list[int]:
+        """Tokens ``[start, start + num_tokens)`` without copying the rest."""
+        split = len(self.prompt_ids)
+        end = start + num_tokens
+        return [*self.prompt_ids[start:end], *self.output_ids[max(start - split, 0) : max(end - split, 0)]]
+
+    def natural_end(self, eos_ids: frozenset[int]) -> tuple[FinishReason, int | None] | None:
+        """Reason and stop token if the last output token ends the text. The first ``min_tokens`` tokens never stop it."""
+        last = self.output_ids[-1]
+        is_stop = last in self.params.stop_token_ids or (last in eos_ids and not self.params.ignore_eos)
+        if is_stop and len(self.output_ids) > self.params.min_tokens:
+            return "stop", last
+        return ("length", None) if len(self.output_ids) >= self.max_tokens else None
+
+    def view(self) -> SequenceView:
+        """What planners see of it."""
+        return SequenceView(
+            seq_id=self.seq_id,
+            num_prompt_tokens=len(self.prompt_ids),
+            num_tokens=self.num_tokens,
+            num_computed=self.num_computed,
+            priority=self.priority,
+            arrival=self.arrival,
+            arrival_s=self.arrival_s,
+            num_slots=self.num_slots,
+        )
