@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a Plan: a list of bound kernel calls over views of the arenas. Knows no architecture and decides nothing.
+
+Activations live where the Plan put them in the workspace; nothing is allocated per step but a few index arrays. With which kernels
+it runs (native or torch twins) is the caller's choice; rows do not depend on the batch with either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ziggurat.engine.inputs import InputBuilder, StepInputs
+from ziggurat.engine.sampler import Sampler
+from ziggurat.engine.weights import arena_view
+from ziggurat.errors import EngineError
+from ziggurat.kernels import KernelOps, KVLayer
+from ziggurat.memory.arena import Arena
+from ziggurat.memory.kv import CopyOp
+from ziggurat.programs.ops import TOKENS
+from ziggurat.programs.plan import (
+    ActivationStep,
+    AttentionStep,
+    EmbedStep,
+    LinearStep,
+    NormStep,
+    Plan,
+    QKVStep,
+    SelectStep,
+    Step,
+)
+from ziggurat.programs.program import KVGroup
+from ziggurat.programs.rope import RopeSpec
+from ziggurat.scheduling.protocol import Batch, SampledToken, StepResult
+
+Values = Sequence[Tensor]
+"""Activation buffers cut to the rows of this step, by slot number."""
+Call = Callable[[Values, StepInputs], None]
+
+_ROPE_SLICE_POSITIONS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Where an executor works. The arenas belong to the caller and outlive the executor.
+
+    Attributes:
+        weights: packed weights by name, from `weights.weight_views`.
+        workspace: at least ``plan.workspace_bytes``.
+        tables: at least ``plan.table_bytes``.
+        pools: one arena per KV group.
+    """
+
+    weights: Mapping[str, Tensor]
+    workspace: Arena
+    tables: Arena
+    pools: Sequence[Arena]
+
+
+class PlanExecutor:
+    """Runs batches of one Plan. One thread at a time.
+
+    Raises:
+        EngineError: from `run`, when a step fails.
+    """
+
+    def __init__(self, plan: Plan, memory: Memory, ops: KernelOps) -> None:
+        self.plan = plan
+        self._ops = ops
+        self._memory = memory
+        self._inputs = InputBuilder(plan.limits, len(plan.program.kv_groups()))
+        self._sampler = Sampler(plan.program.vocab_size)
+        self._cos, self._sin = rope_tables(plan.program.rope, plan.limits.max_model_len, memory.tables)
+        self._pools = [arena_view(pool, 0, pool.num_bytes, torch.uint8) for pool in memory.pools]
+        self._kv = self._kv_layers()
+        self._bases: list[tuple[Tensor, bool]] = []
+        self._slots = self._bind_buffers()
+        split = next(i for i, step in enumerate(plan.steps) if isinstance(step, SelectStep))
+        self._body = [self._bind(step) for step in plan.steps[:split]]
+        self._head = [self._bind(step) for step in plan.steps[split:]]
+        self.num_steps = 0
+
+    def run(self, batch: Batch) -> StepResult:
+        """Copies, one ragged forward, then sampling of the rows that ask for it."""
+        try:
+            logits, inputs = self.forward(batch)
+            tokens: dict[str, SampledToken] = {}
+            rows = logits.numpy()
+            for row, sample in enumerate(inputs.samples):
+                tokens |= zip(sample.seq_ids, self._sampler.sample(rows[row], sample), strict=True)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"step {batch.step} failed: {type(error).__name__}: {error}") from error
+        self.num_steps += 1
+        return StepResult(tokens=tokens)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, StepInputs]:
+        """Logits fp32 [R, vocab] of the rows that are sampled (a view of the workspace, valid until the next call), and the inputs."""
+        self._copy(batch.copies)
+        inputs = self._inputs.build(batch)
+        num_tokens, num_rows = inputs.token_ids.shape[0], inputs.rows.shape[0]
+        values = [base[: num_tokens if is_tokens else num_rows] for base, is_tokens in self._bases]
+        for call in self._body:
+            call(values, inputs)
+        if num_rows:
+            for call in self._head:
+                call(values, inputs)
+        return values[self._slots[self.plan.logits]], inputs
+
+    def _copy(self, copies: Sequence[CopyOp]) -> None:
+        for group in self.plan.program.kv_groups():
+            pairs = [(copy.source, copy.destination) for copy in copies if copy.group == group.index]
+            if not pairs:
+                continue
+            # A block may be given up by one sequence, taken by another and copied again within one step: then order matters.
+            is_chained = not {source for source, _ in pairs}.isdisjoint(destination for _, destination in pairs)
+            for part in [[pair] for pair in pairs] if is_chained else [pairs]:
+                index = torch.tensor(part, dtype=torch.int64)
+                self._ops.copy_blocks(self._pools[group.index], index, block_bytes=self.plan.block_bytes(group))
+
+    def _kv_layers(self) -> dict[int, KVLayer]:
+        """By layer. Layout: [block][layer of the group][key | value][kv head][slot in block][head_dim]."""
+        layers = {}
+        for group in self.plan.program.kv_groups():
+            head = self.plan.kv_format.num_bytes((self.plan.limits.block_size, group.head_dim))
+            for place, layer in enumerate(group.layers):
+                layers[layer] = KVLayer(
+                    pool=self._pools[group.index],
+                    format=self.plan.kv_format,
+                    block_size=self.plan.limits.block_size,
+                    num_kv_heads=group.num_kv_heads,
+                    head_dim=group.head_dim,
+                    block_stride=self.plan.block_bytes(group),
+                    layer_offset=place * _layer_bytes(group, head),
+                    kv_stride=group.num_kv_heads * head,
+                    head_stride=head,
+                )
+        return layers
+
+    def _bind_buffers(self) -> dict[str, int]:
+        """Slot of every buffer. Layers reuse the same places, so a step cuts few views."""
+        slots: dict[str, int] = {}
+        known: dict[tuple[int, int, str], int] = {}
+        for name, buffer in self.plan.buffers.items():
+            key = (buffer.offset, buffer.width, buffer.leading)
+            if key not in known:
+                known[key] = len(self._bases)
+                flat = arena_view(self._memory.workspace, buffer.offset, buffer.num_bytes, torch.float32)
+                self._bases.append((flat.view(buffer.max_rows, buffer.width), buffer.leading == TOKENS))
+            slots[name] = known[key]
+        return slots
+
+    def _bind(self, step: Step) -> Call:
+        binders: dict[type[Step], Callable[..., Call]] = {
+            EmbedStep: self._bind_embed,
+            NormStep: self._bind_norm,
+            LinearStep: self._bind_linear,
+            QKVStep: self._bind_qkv,
+            AttentionStep: self._bind_attention,
+            ActivationStep: self._bind_activation,
+            SelectStep: self._bind_select,
+        }
+        return binders[type(step)](step)
+
+    def _weight(self, name: str | None) -> Tensor | None:
+        return None if name is None else self._memory.weights[name]
+
+    def _bind_embed(self, step: EmbedStep) -> Call:
+        panels, out, scale, kernel = self._weight(step.weight), self._slots[step.out], step.scale, self._ops.embed_rows
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(inputs.token_ids, panels, values[out], scale=scale)
+
+        return call
+
+    def _bind_norm(self, step: NormStep) -> Call:
+        weight, x, out = self._weight(step.weight), self._slots[step.x], self._slots[step.out]
+        eps, offset, kernel = step.eps, step.weight_offset, self._ops.rms_norm
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[x], weight, values[out], eps=eps, weight_offset=offset)
+
+        return call
+
+    def _bind_linear(self, step: LinearStep) -> Call:
+        panels, bias = self._weight(step.weight), self._weight(step.bias)
+        x, out, accumulate, kernel = self._slots[step.x], self._slots[step.out], step.accumulate, self._ops.linear
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[x], panels, values[out], bias=bias, accumulate=accumulate)
+
+        return call
+
+    def _bind_qkv(self, step: QKVStep) -> Call:
+        qkv, group, kv, kernel = self._slots[step.qkv], step.group, self._kv[step.layer], self._ops.qkv_post
+        q_norm, k_norm = self._weight(step.q_norm), self._weight(step.k_norm)
+        cos, sin, heads, eps, offset = self._cos, self._sin, step.num_heads, step.eps, step.weight_offset
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(
+                values[qkv],
+                positions=inputs.positions,
+                slot_mapping=inputs.slots[group],
+                cos=cos,
+                sin=sin,
+                kv=kv,
+                num_heads=heads,
+                q_norm=q_norm,
+                k_norm=k_norm,
+                eps=eps,
+                weight_offset=offset,
+            )
+
+        return call
+
+    def _bind_attention(self, step: AttentionStep) -> Call:
+        qkv, out, group, kv = self._slots[step.qkv], self._slots[step.out], step.group, self._kv[step.layer]
+        heads, scale, window, kernel = step.num_heads, step.scale, step.window or 0, self._ops.paged_attention
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(
+                values[qkv],
+                values[out],
+                query_starts=inputs.query_starts,
+                first_positions=inputs.first_positions,
+                block_tables=inputs.tables[group],
+                kv=kv,
+                num_heads=heads,
+                scale=scale,
+                window=window,
+            )
+
+        return call
+
+    def _bind_activation(self, step: ActivationStep) -> Call:
+        gate_up, out, kind = self._slots[step.gate_up], self._slots[step.out], step.function
+        kernel = self._ops.gated_activation
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[gate_up], values[out], kind=kind)
+
+        return call
+
+    def _bind_select(self, step: SelectStep) -> Call:
+        x, out = self._slots[step.x], self._slots[step.out]
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            torch.index_select(values[x], 0, inputs.rows, out=values[out])
+
+        return call
+
+
+def _layer_bytes(group: KVGroup, head_bytes: int) -> int:
+    return 2 * group.num_kv_heads * head_bytes
+
+
+def rope_tables(rope: RopeSpec, num_positions: int, arena: Arena) -> tuple[Tensor, Tensor]:
+    """Cosines and sines fp32 [num_positions, dim / 2], written into the arena. Angles are taken in fp64."""
+    half_bytes = rope.table_bytes(num_positions) // 2
+    cos, sin = (
+        arena_view(arena, offset, half_bytes, torch.float32).view(num_positions, rope.dim // 2)
+        for offset in (0, half_bytes)
+    )
+    frequencies = torch.tensor(rope.frequencies, dtype=torch.float64)
+    for start in range(0, num_positions, _ROPE_SLICE_POSITIONS):
+        end = min(start + _ROPE_SLICE_POSITIONS, num_positions)
+        angles = torch.arange(start, end, dtype=torch.float64)[:, None] * frequencies
+        cos[start:end] = angles.cos() * rope.attention_scaling
+        sin[start:end] = angles.sin() * rope.attention_scaling
+    return cos, sin
