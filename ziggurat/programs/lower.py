@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Program -> Plan: fuse, pack, order, and give every buffer a place. Pure and torch-free.
 
-Fusions: q, k, v and gate, up become one matrix each; head norms, rotation and the KV write become one step on the fused rows; an
-addition whose second operand is a fresh linear becomes that linear's accumulation into the residual stream, which is one buffer
-from the embedding to the last layer.
+One pass over the operations with peephole fusions; no architecture is known here:
+
+- linears that read the same rows and feed one attention (q, k, v) or one gated activation (gate, up) become one matrix;
+- head norms, rotation and the KV write become one step on the fused rows;
+- ``a + linear(..)`` where a is not read again becomes that linear's accumulation into a's buffer, so the residual stream is one
+  buffer from the embedding to the last layer.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ from ziggurat.programs.plan import (
 from ziggurat.programs.program import Program
 from ziggurat.units import round_up
 
-RESIDUAL = "residual"
 _PAGE_BYTES = 4096
 # One row of logits as a sorted copy, its order and a probability array, in fp64 and int64: numpy's working set per row.
 _SAMPLER_BYTES_PER_ENTRY = 40
@@ -46,26 +48,25 @@ class Formats:
 
 
 @dataclass(slots=True)
-class _Lowering:
-    program: Program
-    formats: Formats
-    steps: list[Step] = field(default_factory=list)
-    weights: dict[str, PackedWeight] = field(default_factory=dict)
-    weight_end: int = 0
-    widths: dict[str, tuple[str, int]] = field(default_factory=dict)
-    uses: dict[str, list[int]] = field(default_factory=dict)
+class _Packing:
+    """Places in the weight arena."""
 
-    def pack(self, name: str, sources: list[str]) -> str:
-        """Reserves a place for the concatenated rows of the sources; returns the packed name."""
+    program: Program
+    weight_format: FormatSpec
+    weights: dict[str, PackedWeight] = field(default_factory=dict)
+    end: int = 0
+
+    def pack(self, *sources: str) -> str:
+        """Reserves a place for the concatenated rows of the sources; returns the packed name. Tied weights have one place."""
         specs = [self.program.weights[source] for source in sources]
-        tied = specs[0].tied_to
-        if tied is not None:
-            return self.pack(tied, [tied])
+        if specs[0].tied_to is not None:
+            return self.pack(specs[0].tied_to)
+        name = "+".join(sources)
         if name in self.weights:
             return name
         rows = sum(spec.shape[0] for spec in specs)
         is_vector = specs[0].role == "vector"
-        fmt = FP32 if is_vector else self.formats.weight
+        fmt = FP32 if is_vector else self.weight_format
         columns = 1 if is_vector else specs[0].shape[1]
         num_bytes = fmt.num_bytes((rows if is_vector else round_up(rows, PANEL_WIDTH), columns))
         self.weights[name] = PackedWeight(
@@ -75,10 +76,40 @@ class _Lowering:
             in_features=columns,
             layout="vector" if is_vector else "panels",
             format=fmt,
-            offset=self.weight_end,
+            offset=self.end,
             num_bytes=num_bytes,
         )
-        self.weight_end = round_up(self.weight_end + num_bytes, ALIGNMENT_BYTES)
+        self.end = round_up(self.end + num_bytes, ALIGNMENT_BYTES)
+        return name
+
+    def align(self) -> None:
+        """The next weight starts on a page: a layer can be read, streamed and discarded by itself."""
+        self.end = round_up(self.end, _PAGE_BYTES)
+
+
+class _Lowering:
+    """The pass. ``buffer_of`` maps values to the buffers that hold them; a fused value's buffer holds its neighbours too."""
+
+    def __init__(self, program: Program, formats: Formats) -> None:
+        self.program = program
+        self.packing = _Packing(program, formats.weight)
+        self.steps: list[Step] = []
+        self.shapes: dict[str, tuple[str, int]] = {}
+        self.uses: dict[str, list[int]] = {}
+        self.buffer_of: dict[str, str] = {}
+        self.ops = list(program.ops())
+        self.consumers: dict[str, list[int]] = {}
+        for index, op in enumerate(self.ops):
+            for value in op.inputs:
+                self.consumers.setdefault(value, []).append(index)
+        self.attention_of_layer = {op.layer: op for op in self.ops if isinstance(op, ops.Attention)}
+        self.done: set[int] = set()
+
+    def new_buffer(self, name: str, values: tuple[str, ...]) -> str:
+        """One buffer for values that lie side by side in its rows."""
+        specs = [self.program.values[value] for value in values]
+        self.shapes[name] = (specs[0].leading, sum(spec.width for spec in specs))
+        self.buffer_of.update(dict.fromkeys(values, name))
         return name
 
     def emit(self, step: Step, *buffers: str) -> None:
@@ -87,126 +118,202 @@ class _Lowering:
             self.uses.setdefault(name, []).append(len(self.steps))
         self.steps.append(step)
 
-    def buffer(self, name: str, width: int, leading: str = ops.TOKENS) -> str:
-        self.widths[name] = (leading, width)
-        return name
+    def next_op(self, value: str) -> Op:
+        """The one operation that reads a value."""
+        (index,) = self.consumers[value]
+        return self.ops[index]
 
-    def linear(self, x: str, linears: list[ops.Linear], out: str, *, accumulate: bool = False) -> None:
-        """One step for linears that read the same rows; their outputs follow each other in ``out``."""
-        first = linears[0]
-        stem = "+".join(linear.weight.removesuffix(".weight") for linear in linears)
-        weight = self.pack(f"{stem}.weight", [linear.weight for linear in linears])
-        biases = [linear.bias for linear in linears if linear.bias is not None]
-        assert len(biases) in (0, len(linears)), f"{first.weight}: fused linears need biases on all or none"
-        bias = self.pack(f"{stem}.bias", biases) if biases else None
-        self.emit(LinearStep(x=x, weight=weight, bias=bias, out=out, accumulate=accumulate), x, out)
+    def run(self) -> None:
+        """Lower every operation once, in order."""
+        layer_starts = {id(layer[0]) for layer in self.program.layers} | {id(self.program.epilogue[0])}
+        for index, op in enumerate(self.ops):
+            if id(op) in layer_starts:
+                self.packing.align()
+            if index not in self.done:
+                self.lower_op(index, op)
 
-    def norm(self, op: ops.Norm, x: str, out: str) -> None:
-        weight = self.pack(op.weight, [op.weight])
+    def lower_op(self, index: int, op: Op) -> None:
+        """Emit the step of an operation that no earlier step has taken in."""
+        match op:
+            case ops.Embed():
+                out = self.new_buffer("residual", (op.output,))
+                self.emit(EmbedStep(weight=self.packing.pack(op.weight), out=out, scale=op.scale), out)
+            case ops.Norm():
+                self.norm(op)
+            case ops.Linear():
+                self.linear(index, op)
+            case ops.Attention():
+                self.attention(op)
+            case ops.GatedActivation():
+                gate_up, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
+                assert self.buffer_of[op.inputs[1]] == gate_up, f"{op}: gate and up are not in one buffer"
+                self.emit(ActivationStep(gate_up=gate_up, out=out, function=op.function), gate_up, out)
+            case ops.SelectRows():
+                x, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
+                self.emit(SelectStep(x=x, out=out), x, out)
+            case _:
+                raise AssertionError(f"{op} has no lowering of its own and no fusion took it in")
+
+    def norm(self, op: ops.Norm) -> None:
+        """A norm of whole rows; norms of heads are part of the QKV step."""
+        x, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
+        weight = self.packing.pack(op.weight)
         self.emit(NormStep(x=x, weight=weight, out=out, eps=op.eps, weight_offset=op.weight_offset), x, out)
 
+    def linear(self, index: int, op: ops.Linear) -> None:
+        """A linear, together with its fusible neighbours and a residual addition that follows it."""
+        group = self.fusible(index, op)
+        self.done.update(self.consumers_index(member) for member in group)
+        accumulated = self.accumulation(index, op) if len(group) == 1 else None
+        if accumulated is not None:
+            out = accumulated
+        else:
+            out = self.new_buffer(self.fused_name(group), tuple(member.output for member in group))
+        x = self.buffer_of[op.inputs[0]]
+        biases = [member.bias for member in group if member.bias is not None]
+        assert len(biases) in (0, len(group)), f"{op.weight}: fused linears need biases on all or none"
+        weight = self.packing.pack(*(member.weight for member in group))
+        bias = self.packing.pack(*biases) if biases else None
+        self.emit(LinearStep(x=x, weight=weight, bias=bias, out=out, accumulate=accumulated is not None), x, out)
+        if isinstance(self.attention_of(op), ops.Attention):
+            self.qkv(group, out)
 
-def _of_kind(layer: tuple[Op, ...], kind: type[Op]) -> list[Op]:
-    return [op for op in layer if isinstance(op, kind)]
+    def consumers_index(self, op: Op) -> int:
+        """Where an operation stands."""
+        return next(i for i in self.consumers[op.inputs[0]] if self.ops[i] is op)
 
+    def fusible(self, index: int, op: ops.Linear) -> list[ops.Linear]:
+        """The linears of the same input whose outputs meet in the same attention or gated activation, this one first."""
+        target = self.attention_of(op) or self.gated_of(op)
+        group = [op]
+        for other_index in self.consumers[op.inputs[0]]:
+            other = self.ops[other_index]
+            if other_index <= index or target is None or not isinstance(other, ops.Linear):
+                continue
+            if (self.attention_of(other) or self.gated_of(other)) is target:
+                group.append(other)
+        return group
 
-def _lower_layer(low: _Lowering, layer: tuple[Op, ...]) -> None:
-    """One transformer layer of the form norm, qkv, head norms, rope, append, attention, out, add, norm, gate-up, act, down, add."""
-    (attention,) = [op for op in layer if isinstance(op, ops.Attention)]
-    (activation,) = [op for op in layer if isinstance(op, ops.GatedActivation)]
-    norms = [op for op in layer if isinstance(op, ops.Norm)]
-    linears = {op.output: op for op in layer if isinstance(op, ops.Linear)}
-    adds = {op.inputs[1]: op for op in layer if isinstance(op, ops.Add)}
-    hidden, prefix = low.program.hidden_size, f"layer{attention.layer}"
-    row_norms = [op for op in norms if not _is_head_norm(op, linears)]
-    head_norms = [op for op in norms if _is_head_norm(op, linears)]
-    attention_norm, mlp_norm = row_norms
+    def gated_of(self, op: ops.Linear) -> Op | None:
+        """The gated activation that reads this linear, if one does."""
+        readers = [self.ops[i] for i in self.consumers.get(op.output, [])]
+        return readers[0] if len(readers) == 1 and isinstance(readers[0], ops.GatedActivation) else None
 
-    x = low.buffer(f"{prefix}.normed", hidden)
-    low.norm(attention_norm, RESIDUAL, x)
-    qkv_linears = [op for op in linears.values() if op.inputs[0] == attention_norm.output]
-    qkv = low.buffer(f"{prefix}.qkv", sum(low.program.values[op.output].width for op in qkv_linears))
-    low.linear(x, qkv_linears, qkv)
-    attended = _emit_attention(low, attention, head_norms, qkv)
-    (out_linear,) = [op for op in linears.values() if op.inputs[0] == attention.output]
-    assert out_linear.output in adds, f"{out_linear.weight}: the attention output must be added to the residual stream"
-    low.linear(attended, [out_linear], RESIDUAL, accumulate=True)
+    def attention_of(self, op: ops.Linear) -> Op | None:
+        """The attention whose queries, keys or values this linear makes, directly or through head norm and rotation."""
+        value = op.output
+        while True:
+            readers = [self.ops[i] for i in self.consumers.get(value, [])]
+            if len(readers) != 1:
+                return None
+            reader = readers[0]
+            if isinstance(reader, ops.Attention):
+                return reader
+            if isinstance(reader, ops.KVAppend):
+                return self.attention_of_layer[reader.layer]
+            if isinstance(reader, ops.Rope) or (isinstance(reader, ops.Norm) and self.is_head_norm(reader)):
+                value = reader.output
+            else:
+                return None
 
-    y = low.buffer(f"{prefix}.mlp_normed", hidden)
-    low.norm(mlp_norm, RESIDUAL, y)
-    gate_up_linears = [linears[name] for name in activation.inputs]
-    width = low.program.values[activation.output].width
-    gate_up = low.buffer(f"{prefix}.gate_up", 2 * width)
-    low.linear(y, gate_up_linears, gate_up)
-    activated = low.buffer(f"{prefix}.activated", width)
-    low.emit(ActivationStep(gate_up=gate_up, out=activated, function=activation.function), gate_up, activated)
-    (down,) = [op for op in linears.values() if op.inputs[0] == activation.output]
-    assert down.output in adds, f"{down.weight}: the feed-forward output must be added to the residual stream"
-    low.linear(activated, [down], RESIDUAL, accumulate=True)
+    def is_head_norm(self, op: ops.Norm) -> bool:
+        """Whether the norm goes over parts of its rows."""
+        return op.span < self.program.values[op.inputs[0]].width or isinstance(self.next_op(op.output), ops.Rope)
 
+    def fused_name(self, group: list[ops.Linear]) -> str:
+        """``layer3.qkv`` and ``layer3.gate_up`` by what meets there; a lone linear's buffer is called as its value."""
+        target = self.attention_of(group[0])
+        if isinstance(target, ops.Attention):
+            return f"layer{target.layer}.qkv"
+        return group[0].output if len(group) == 1 else f"{group[0].output}_{group[1].output.rsplit('.', 1)[-1]}"
 
-def _is_head_norm(op: ops.Norm, linears: dict[str, ops.Linear]) -> bool:
-    return op.inputs[0] in linears
+    def accumulation(self, index: int, op: ops.Linear) -> str | None:
+        """The buffer into which this linear may add: that of ``a`` in ``a + linear`` when nobody reads a after the linear but the sum."""
+        readers = self.consumers.get(op.output, [])
+        if len(readers) != 1 or not isinstance(self.ops[readers[0]], ops.Add):
+            return None
+        addition = self.ops[readers[0]]
+        other = addition.inputs[0] if addition.inputs[1] == op.output else addition.inputs[1]
+        if other == op.output or any(i > index and i != readers[0] for i in self.consumers[other]):
+            return None
+        self.done.add(readers[0])
+        self.buffer_of[addition.output] = self.buffer_of[other]
+        return self.buffer_of[other]
 
-
-def _emit_attention(low: _Lowering, op: ops.Attention, head_norms: list[ops.Norm], qkv: str) -> str:
-    q_norm, k_norm = (head_norms[0], head_norms[1]) if head_norms else (None, None)
-    shape = {"num_heads": op.num_heads, "num_kv_heads": op.num_kv_heads, "head_dim": op.head_dim}
-    low.emit(
-        QKVStep(
-            qkv=qkv,
-            layer=op.layer,
-            group=op.group,
-            q_norm=low.pack(q_norm.weight, [q_norm.weight]) if q_norm else None,
-            k_norm=low.pack(k_norm.weight, [k_norm.weight]) if k_norm else None,
-            eps=q_norm.eps if q_norm else 0.0,
-            weight_offset=q_norm.weight_offset if q_norm else 0.0,
-            **shape,
-        ),
-        qkv,
-    )
-    out = low.buffer(f"layer{op.layer}.attended", op.num_heads * op.head_dim)
-    low.emit(
-        AttentionStep(qkv=qkv, out=out, layer=op.layer, group=op.group, scale=op.scale, window=op.window, **shape),
-        qkv,
-        out,
-    )
-    return out
-
-
-def _lower_ends(low: _Lowering) -> None:
-    """The epilogue: pick rows, norm, project to the vocabulary."""
-    select, norm, head = low.program.epilogue
-    assert isinstance(select, ops.SelectRows) and isinstance(norm, ops.Norm) and isinstance(head, ops.Linear)
-    hidden = low.program.hidden_size
-    selected = low.buffer("selected", hidden, ROWS)
-    low.emit(SelectStep(x=RESIDUAL, out=selected), RESIDUAL, selected)
-    final = low.buffer("final", hidden, ROWS)
-    low.norm(norm, selected, final)
-    low.linear(final, [head], low.buffer("logits", low.program.vocab_size, ROWS))
-
-
-def _place_buffers(low: _Lowering, limits: Limits) -> tuple[dict[str, Buffer], int]:
-    rows = {ops.TOKENS: limits.max_num_batched_tokens, ROWS: limits.max_num_seqs}
-    intervals: dict[str, Interval] = {}
-    for name, used in low.uses.items():
-        leading, width = low.widths[name]
-        # The result is read after the last step, by the sampler.
-        last = len(low.steps) + 1 if name == "logits" else used[-1] + 1
-        intervals[name] = Interval(first=used[0], last=last, num_bytes=FP32.num_bytes((rows[leading], width)))
-    offsets, total = place(intervals)
-    buffers = {
-        name: Buffer(
-            name=name,
-            leading=low.widths[name][0],
-            max_rows=rows[low.widths[name][0]],
-            width=low.widths[name][1],
-            offset=offsets[name],
-            num_bytes=intervals[name].num_bytes,
+    def qkv(self, group: list[ops.Linear], qkv: str) -> None:
+        """Head norms, rotation and KV write of the fused rows, in the order q, k, v."""
+        attention = self.attention_of(group[0])
+        assert isinstance(attention, ops.Attention) and len(group) == 3, (
+            f"{group[0].weight}: attention needs q, k and v"
         )
-        for name in intervals
-    }
-    return buffers, total
+        norms: list[ops.Norm | None] = []
+        for member in group[:2]:
+            reader, norm = self.next_op(member.output), None
+            if isinstance(reader, ops.Norm):
+                norm, reader = reader, self.next_op(reader.output)
+            assert isinstance(reader, ops.Rope), f"{member.weight}: queries and keys are rotated"
+            norms.append(norm)
+            self.done.update(self.consumers_index(o) for o in (norm, reader) if o is not None)
+        (append,) = (i for i in self.consumers[group[2].output] if isinstance(self.ops[i], ops.KVAppend))
+        self.done.add(append)
+        self.buffer_of[attention.inputs[0]] = qkv
+        q_norm, k_norm = norms
+        self.emit(
+            QKVStep(
+                qkv=qkv,
+                layer=attention.layer,
+                group=attention.group,
+                num_heads=attention.num_heads,
+                num_kv_heads=attention.num_kv_heads,
+                head_dim=attention.head_dim,
+                q_norm=self.packing.pack(q_norm.weight) if q_norm else None,
+                k_norm=self.packing.pack(k_norm.weight) if k_norm else None,
+                eps=q_norm.eps if q_norm else 0.0,
+                weight_offset=q_norm.weight_offset if q_norm else 0.0,
+            ),
+            qkv,
+        )
+
+    def attention(self, op: ops.Attention) -> None:
+        """Attention of the query part of the fused rows."""
+        qkv, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
+        self.emit(
+            AttentionStep(
+                qkv=qkv,
+                out=out,
+                layer=op.layer,
+                group=op.group,
+                num_heads=op.num_heads,
+                num_kv_heads=op.num_kv_heads,
+                head_dim=op.head_dim,
+                scale=op.scale,
+                window=op.window,
+            ),
+            qkv,
+            out,
+        )
+
+    def place_buffers(self, limits: Limits, result: str) -> tuple[dict[str, Buffer], int]:
+        """Offsets in the workspace; the result is read after the last step, by the sampler."""
+        rows = {ops.TOKENS: limits.max_num_batched_tokens, ROWS: limits.max_num_seqs}
+        intervals: dict[str, Interval] = {}
+        for name, used in self.uses.items():
+            leading, width = self.shapes[name]
+            last = len(self.steps) + 1 if name == result else used[-1] + 1
+            intervals[name] = Interval(first=used[0], last=last, num_bytes=FP32.num_bytes((rows[leading], width)))
+        offsets, total = place(intervals)
+        buffers = {
+            name: Buffer(
+                name=name,
+                leading=self.shapes[name][0],
+                max_rows=rows[self.shapes[name][0]],
+                width=self.shapes[name][1],
+                offset=offsets[name],
+                num_bytes=intervals[name].num_bytes,
+            )
+            for name in intervals
+        }
+        return buffers, total
 
 
 def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
@@ -218,27 +325,20 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
         limits: sizes; max_num_batched_tokens is at least max_num_seqs, or running sequences could not all decode.
     """
     assert program.mode == "serve", "only serving Programs are lowered; training interprets the Program itself"
-    low = _Lowering(program=program, formats=formats)
-    (embed,) = program.prologue
-    assert isinstance(embed, ops.Embed)
-    low.buffer(RESIDUAL, program.hidden_size)
-    low.emit(EmbedStep(weight=low.pack(embed.weight, [embed.weight]), out=RESIDUAL, scale=embed.scale), RESIDUAL)
-    for layer in program.layers:
-        low.weight_end = round_up(low.weight_end, _PAGE_BYTES)
-        _lower_layer(low, layer)
-    low.weight_end = round_up(low.weight_end, _PAGE_BYTES)
-    _lower_ends(low)
-    buffers, workspace_bytes = _place_buffers(low, limits)
+    low = _Lowering(program, formats)
+    low.run()
+    logits = low.buffer_of[program.epilogue[-1].output]
+    buffers, workspace_bytes = low.place_buffers(limits, logits)
     return Plan(
         program=program,
         limits=limits,
         steps=tuple(low.steps),
-        weights=low.weights,
-        weight_bytes=round_up(low.weight_end, _PAGE_BYTES),
+        weights=low.packing.weights,
+        weight_bytes=round_up(low.packing.end, _PAGE_BYTES),
         buffers=buffers,
         workspace_bytes=round_up(workspace_bytes, _PAGE_BYTES),
         kv_format=formats.kv,
         table_bytes=program.rope.table_bytes(limits.max_model_len),
         sampler_bytes=program.vocab_size * _SAMPLER_BYTES_PER_ENTRY,
-        logits="logits",
+        logits=logits,
     )
