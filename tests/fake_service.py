@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service without a model: deterministic words, real queueing and cancelling, and a memory map. For tests of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, KVCapacityExceeded, QueueFull, RequestError
+from ziggurat.scheduling.protocol import SampledToken
+from ziggurat.server.service import ServiceStats
+
+WORDS = ("the", "ziggurat", "rises", "in", "steps", "each", "one", "of", "brick", "and", "memory", "é", "日本", "🙂")
+FIRST_WORD_ID = 256
+KV_BYTES_PER_TOKEN = 1024
+EOS_AFTER = 24
+MIB = 1 << 20
+
+
+class FakeService:
+    """Bytes are tokens 0..255, words are tokens from 256. Continuation ``i`` of a prompt of ``p`` tokens says word (p + i + step).
+
+    Args:
+        step_s: time per token.
+        max_running, max_waiting: beyond them requests wait, then get QueueFull.
+        hold: while set, nothing generates (to look at a running state).
+    """
+
+    def __init__(
+        self,
+        *,
+        step_s: float = 0.0,
+        max_running: int = 64,
+        max_waiting: int = 64,
+        max_model_len: int = 256,
+        kv_tokens: int = 4096,
+        default_sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model_names: Sequence[str] = ("fake-1", "fake")
+        self.max_model_len = max_model_len
+        self.default_sampling: Mapping[str, Any] = default_sampling or {}
+        self.requests: list[GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.running: dict[str, int] = {}
+        self.since_s: dict[str, float] = {}
+        self.broken: str | None = None
+        self.is_closed = False
+        self.fail_after: int | None = None
+        self._step_s = step_s
+        self._max_waiting = max_waiting
+        self._slots = asyncio.Semaphore(max_running)
+        self._num_waiting = 0
+        self._kv_tokens = kv_tokens
+        self._prefixes: set[tuple[int, ...]] = set()
+        self._is_draining = False
+        self._queue_times_s: list[float] = []
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return b"".join(self.token_bytes(token_id) for token_id in token_ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < FIRST_WORD_ID:
+            return bytes([token_id])
+        return (" " + WORDS[(token_id - FIRST_WORD_ID) % len(WORDS)]).encode()
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        if messages[0]["role"] == "assistant":
+            raise RequestError("the conversation must begin with a user or system turn", param="messages")
+        return self.encode("".join(f"<{turn['role']}>{turn['content']}" for turn in messages) + "<assistant>")
+
+    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+        if self.broken is not None:
+            raise EngineError(self.broken)
+        if self._is_draining:
+            raise Draining("draining")
+        num_prompt = len(request.prompt_ids)
+        num_output = request.params.max_tokens or 1
+        if num_prompt + num_output > self.max_model_len:
+            raise ContextLengthExceeded(
+                max_model_len=self.max_model_len,
+                num_prompt_tokens=num_prompt,
+                num_output_tokens=num_output,
+                param="messages",
+            )
+        if num_prompt + num_output > self._kv_tokens:
+            needed_bytes = (num_prompt + num_output) * KV_BYTES_PER_TOKEN
+            available_bytes = self._kv_tokens * KV_BYTES_PER_TOKEN
+            raise KVCapacityExceeded(
+                f"needs {needed_bytes} bytes of KV cache, {available_bytes} available; shorten it",
+                needed_bytes=needed_bytes,
+                available_bytes=available_bytes,
+            )
+        if self._slots.locked() and self._num_waiting >= self._max_waiting:
+            raise QueueFull(f"{self._num_waiting} requests are waiting already; try again in 3 s", retry_after_s=3)
+        self.requests.append(request)
+        return self._run(request)
+
+    async def _run(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+        is_done = False
+        self._num_waiting += 1
+        arrived_s = time.monotonic()
+        try:
+            await self._slots.acquire()
+        except BaseException:
+            self.aborted.append(request.request_id)
+            raise
+        finally:
+            self._num_waiting -= 1
+        self._queue_times_s.append(time.monotonic() - arrived_s)
+        self.since_s[request.request_id] = time.monotonic()
+        try:
+            async for output in self._words(request):
+                yield output
+            is_done = True
+        finally:
+            self._slots.release()
+            del self.running[request.request_id], self.since_s[request.request_id]
+            if not is_done:
+                self.aborted.append(request.request_id)
+
+    async def _words(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+        num_prompt, params = len(request.prompt_ids), request.params
+        num_cached = self._match(request.prompt_ids)
+        room = self.max_model_len - num_prompt
+        limit = min(params.max_tokens or room, room)
+        ends = dict.fromkeys(range(params.n), False)
+        texts = dict.fromkeys(ends, "")
+        self.running[request.request_id] = num_prompt
+        for step in range(limit):
+            await asyncio.sleep(self._step_s)
+            self.running[request.request_id] = num_prompt + (step + 1) * params.n
+            for index in [index for index, is_over in ends.items() if not is_over]:
+                if self.broken is None and self.fail_after is not None and step >= self.fail_after:
+                    self.broken = "the fake engine was told to fail"
+                token_id = FIRST_WORD_ID + (num_prompt + index + step) % len(WORDS)
+                text, reason, stop = self._next(params, texts[index], token_id, step, limit)
+                texts[index] += text
+                ends[index] = reason is not None
+                if self.broken is not None:
+                    reason, ends[index] = "error", True
+                yield GenerateOutput(
+                    request_id=request.request_id,
+                    index=index,
+                    text=text,
+                    tokens=(self._sampled(token_id, params.logprobs),),
+                    finish_reason=reason,
+                    stop_reason=stop,
+                    num_prompt_tokens=num_prompt,
+                    num_cached_tokens=num_cached,
+                    num_output_tokens=step + 1,
+                    error=self.broken,
+                )
+            if all(ends.values()):
+                return
+
+    def _next(
+        self, params: Any, so_far: str, token_id: int, step: int, limit: int
+    ) -> tuple[str, FinishReason | None, str | int | None]:
+        text = self.token_bytes(token_id).decode()
+        for stop in params.stop:
+            if stop in so_far + text:
+                end = (so_far + text).index(stop) + (len(stop) if params.include_stop_str_in_output else 0)
+                return (so_far + text)[len(so_far) : end], "stop", stop
+        if token_id in params.stop_token_ids:
+            return "", "stop", token_id
+        if step + 1 == limit:
+            return text, "length", None
+        if step + 1 == EOS_AFTER and not params.ignore_eos:
+            return text, "stop", None
+        return text, None, None
+
+    def _sampled(self, token_id: int, num_top: int | None) -> SampledToken:
+        if num_top is None:
+            return SampledToken(token_id=token_id)
+        others = [FIRST_WORD_ID + (token_id + offset) % len(WORDS) for offset in range(num_top)]
+        top = tuple((other, math.log(0.5) * (rank + 1)) for rank, other in enumerate(others))
+        return SampledToken(token_id=token_id, logprob=math.log(0.5), top_logprobs=top)
+
+    def _match(self, prompt_ids: Sequence[int]) -> int:
+        blocks = [tuple(prompt_ids[:end]) for end in range(16, len(prompt_ids), 16)]
+        cached = max((len(block) for block in blocks if block in self._prefixes), default=0)
+        self._prefixes.update(blocks)
+        return cached
+
+    async def stats(self) -> ServiceStats:
+        return ServiceStats(
+            num_running=len(self.running),
+            num_waiting=self._num_waiting,
+            kv_total_bytes=self._kv_tokens * KV_BYTES_PER_TOKEN,
+            kv_used_bytes=sum(self.running.values()) * KV_BYTES_PER_TOKEN,
+            kv_cached_bytes=self._cached_bytes(),
+            queue_times_s=self._queue_times_s[-100:],
+            num_queue_times=len(self._queue_times_s),
+        )
+
+    def _cached_bytes(self) -> int:
+        free = self._kv_tokens - sum(self.running.values())
+        return min(16 * len(self._prefixes), max(0, free)) * KV_BYTES_PER_TOKEN
+
+    async def memory(self) -> dict[str, Any]:
+        pool_bytes = self._kv_tokens * KV_BYTES_PER_TOKEN
+        top = [
+            _row("baseline", "process", 48 * MIB, 0, "after imports, thread pools and one warm-up step"),
+            _row("weights", "model", 15 * MIB, 0, "packed weights, bf16"),
+            _row("workspace", "executor", 3 * MIB, 0, "activations of one step"),
+            _row("kv", "pool", pool_bytes, 0, "what the budget leaves"),
+        ]
+        inside = [
+            _row("kv", request_id, tokens * KV_BYTES_PER_TOKEN, 1, "a running request")
+            for request_id, tokens in self.running.items()
+        ]
+        inside.append(_row("kv", "prefix cache", self._cached_bytes(), 1, "beginnings that may come back"))
+        return {
+            "tiers": [{"tier": "ram", "limit_bytes": 128 * MIB, "used_bytes": sum(row["num_bytes"] for row in top)}],
+            "ledger": top + inside,
+            "process": {"pss_bytes": 66 * MIB, "rss_bytes": 70 * MIB, "baseline_bytes": 48 * MIB},
+        }
+
+    def failure(self) -> str | None:
+        return self.broken
+
+    async def drain(self, timeout_s: float) -> bool:
+        self._is_draining = True
+        deadline_s = time.monotonic() + timeout_s
+        while self.running or self._num_waiting:
+            if time.monotonic() >= deadline_s:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def _row(kind: str, owner: str, num_bytes: int, depth: int, why: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "owner": owner,
+        "tier": "ram",
+        "num_bytes": num_bytes,
+        "peak_bytes": num_bytes,
+        "age_s": 1.0,
+        "why": why,
+        "depth": depth,
+    }

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request fields: honoured, refused by name, or unknown; none is ignored silently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from server_client import CHAT, COMPLETIONS, HELLO, error_of, post, talk
+
+from ziggurat.scheduling.sampling import SamplingParams
+from ziggurat.server.fields import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED
+from ziggurat.server.schemas import ChatRequest, CompletionRequest
+
+
+def params_of(path: str, body: dict[str, Any], **settings: Any) -> SamplingParams:
+    """What the engine gets for a body."""
+
+    async def work(client: Any, service: Any) -> SamplingParams:
+        response = await client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return service.requests[0].params
+
+    return talk(work, **settings)
+
+
+def test_every_field_of_the_official_client_is_known() -> None:
+    chat = set(chat_params.CompletionCreateParamsBase.__annotations__)
+    completion = set(completion_params.CompletionCreateParamsBase.__annotations__)
+    assert chat <= {*ChatRequest.model_fields, *CHAT_UNSUPPORTED, "stream"}
+    assert completion <= {*CompletionRequest.model_fields, *COMPLETION_UNSUPPORTED, "stream"}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "ignore_eos",
+        "min_tokens",
+        "skip_special_tokens",
+        "truncate_prompt_tokens",
+        "prompt_logprobs",
+        "allowed_token_ids",
+        "bad_words",
+        "echo",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template_kwargs",
+        "structured_outputs",
+        "priority",
+        "request_id",
+        "session_id",
+        "return_token_ids",
+        "cache_salt",
+        "kv_transfer_params",
+    ],
+)
+def test_every_extra_of_vllm_is_known(field: str) -> None:
+    assert field in ChatRequest.model_fields or field in CHAT_UNSUPPORTED
+
+
+def test_sampling_fields_reach_the_engine() -> None:
+    body = {
+        "messages": HELLO,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"257": -3, "258": 4.5},
+        "logprobs": True,
+        "top_logprobs": 4,
+        "max_completion_tokens": 7,
+        "min_tokens": 2,
+        "n": 2,
+        "seed": 11,
+        "stop": "zz",
+        "stop_token_ids": [999],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "top_k": 9,
+        "min_p": 0.01,
+    }
+    assert params_of(CHAT, body) == SamplingParams(
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        repetition_penalty=1.1,
+        logit_bias={257: -3.0, 258: 4.5},
+        logprobs=4,
+        max_tokens=7,
+        min_tokens=2,
+        n=2,
+        seed=11,
+        stop=("zz",),
+        stop_token_ids=(999,),
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        temperature=0.25,
+        top_p=0.5,
+        top_k=9,
+        min_p=0.01,
+    )
+
+
+def test_null_means_not_given() -> None:
+    names = set(ChatRequest.model_fields) - {"messages"} | set(CHAT_UNSUPPORTED)
+    assert params_of(CHAT, {"messages": HELLO, **dict.fromkeys(names)}) == SamplingParams()
+
+
+def test_defaults_are_the_request_then_the_model_then_openai() -> None:
+    defaults = {"temperature": 0.6, "top_k": 20, "max_new_tokens": 5}
+    assert params_of(CHAT, {"messages": HELLO}, default_sampling=defaults) == SamplingParams(temperature=0.6, top_k=20)
+    body = {"messages": HELLO, "temperature": 0}
+    assert params_of(CHAT, body, default_sampling=defaults) == SamplingParams(temperature=0, top_k=20)
+    assert params_of(COMPLETIONS, {"prompt": "x"}).max_tokens == 16
+
+
+def test_priority_salt_and_id_reach_the_engine() -> None:
+    async def work(client: Any, service: Any) -> Any:
+        body = {"prompt": "x", "priority": -3, "cache_salt": "tenant", "request_id": "mine"}
+        return await client.post(COMPLETIONS, json=body), service.requests[0]
+
+    response, request = talk(work)
+    assert response.json()["id"] == "cmpl-mine"
+    assert (request.request_id, request.priority, request.cache_salt) == ("cmpl-mine", -3, "tenant")
+
+
+@pytest.mark.parametrize("name", ["user", "store", "metadata", "safety_identifier", "prompt_cache_key"])
+def test_bookkeeping_is_accepted(name: str) -> None:
+    value = {"store": True, "metadata": {"a": "b"}}.get(name, "x")
+    assert post(CHAT, {"messages": HELLO, name: value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"choice": ["a"]}),
+        ("prompt_logprobs", 1),
+        ("reasoning_effort", "high"),
+        ("session_id", "s"),
+        ("skip_special_tokens", False),
+        ("modalities", ["text", "audio"]),
+    ],
+)
+def test_known_but_not_built_is_501_by_name(name: str, value: Any) -> None:
+    error = error_of(post(CHAT, {"messages": HELLO, name: value}), 501)
+    assert (error["type"], error["code"], error["param"]) == ("not_implemented_error", name, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", []),
+        ("tool_choice", "none"),
+        ("response_format", {"type": "text"}),
+        ("parallel_tool_calls", True),
+        ("skip_special_tokens", True),
+        ("modalities", ["text"]),
+    ],
+)
+def test_a_field_that_asks_for_nothing_passes(name: str, value: Any) -> None:
+    assert post(CHAT, {"messages": HELLO, name: value}).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "value"), [("suffix", "end"), ("best_of", 2)])
+def test_completions_refuse_suffix_and_best_of(name: str, value: Any) -> None:
+    assert error_of(post(COMPLETIONS, {"prompt": "x", name: value}), 501)["code"] == name
+
+
+def test_echo_with_logprobs_is_not_built() -> None:
+    error = error_of(post(COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 1}), 501)
+    assert error["param"] == "echo"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "hint"),
+    [
+        (CHAT, {"messages": HELLO, "temprature": 1}, "temperature"),
+        (CHAT, {"messages": HELLO, "max_new_tokens": 1}, "max_tokens"),
+        (COMPLETIONS, {"prompt": "x", "messages": HELLO}, None),
+        (COMPLETIONS, {"prompt": "x", "tool": []}, None),
+    ],
+)
+def test_unknown_fields_name_the_nearest(path: str, body: dict[str, Any], hint: str | None) -> None:
+    error = error_of(post(path, body), 400)
+    unknown = list(body)[-1]
+    assert (error["code"], error["param"]) == ("unknown_field", unknown)
+    assert hint is None or repr(hint) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": True}, "n"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"stop": ["x"] * 1000}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": [1]}, "stop.0"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"7": 101}}, "logit_bias"),
+        ({"seed": "7"}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "content": "refused by the template"}]}, "messages"),
+        ({"request_id": "with space"}, "request_id"),
+        ({"cache_salt": ""}, "cache_salt"),
+    ],
+)
+def test_wrong_values_name_the_field(changes: dict[str, Any], param: str) -> None:
+    error = error_of(post(CHAT, {"messages": HELLO, **changes}), 400)
+    assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], [""], ["a", ""], [[]], [1, "a"], ["a", [1]], {"a": 1}, 7, None, [-1], [True]]
+)
+def test_wrong_prompts_are_refused(prompt: Any) -> None:
+    assert error_of(post(COMPLETIONS, {"prompt": prompt}), 400)["param"].split(".")[0] == "prompt"
+
+
+def test_missing_required_fields_are_named() -> None:
+    assert error_of(post(CHAT, {}), 400)["param"] == "messages"
+    assert error_of(post(COMPLETIONS, {}), 400)["param"] == "prompt"
+
+
+def test_too_many_continuations_of_many_prompts() -> None:
+    assert "129" in error_of(post(COMPLETIONS, {"prompt": ["a"] * 43, "n": 3}), 400)["message"]
+
+
+def test_tool_turns_are_not_built_but_an_answer_can_be_sent_back_as_it_came() -> None:
+    turn = {"role": "tool", "content": "42", "tool_call_id": "x"}
+    assert error_of(post(CHAT, {"messages": [turn]}), 501)["code"] == "tools"
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
+    assert error_of(post(CHAT, {"messages": [*HELLO, call]}), 501)["code"] == "tools"
+    answer = {
+        "role": "assistant",
+        "content": "hi",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "tool_calls": None,
+    }
+    assert post(CHAT, {"messages": [*HELLO, answer, *HELLO]}).status_code == 200
+
+
+def test_content_parts_are_joined_and_developer_means_system() -> None:
+    async def work(client: Any, service: Any) -> str:
+        parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+        messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+        await client.post(CHAT, json={"messages": messages})
+        return service.decode(service.requests[0].prompt_ids)
+
+    assert talk(work) == "<system>be brief<user>ab<assistant>"

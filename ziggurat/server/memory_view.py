@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few sums that metrics and the console take from the engine's memory map; the page reads the whole map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """Sums over a memory map.
+
+    Attributes:
+        bytes_by_kind: (kind, tier) -> bytes of top-level leases.
+        budget_by_tier: tier -> limit in bytes.
+    """
+
+    bytes_by_kind: Mapping[tuple[str, str], int]
+    budget_by_tier: Mapping[str, int]
+    pss_bytes: int
+
+
+def memory_view(memory: Mapping[str, Any]) -> MemoryView:
+    """Sums of ``GET /memory``: leases inside another lease are not counted twice."""
+    held: Counter[tuple[str, str]] = Counter()
+    for row in memory.get("ledger", ()):
+        if row.get("depth", 0) == 0:
+            held[row["kind"], row["tier"]] += row["num_bytes"]
+    return MemoryView(
+        bytes_by_kind=held,
+        budget_by_tier={tier["tier"]: tier["limit_bytes"] for tier in memory.get("tiers", ())},
+        pss_bytes=memory.get("process", {}).get("pss_bytes", 0),
+    )

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bodies of chat and completion requests. Fields by OpenAI's names, then the extras that vLLM made common; null means "not given".
+
+Ranges of sampling values are `SamplingParams`' business; here only types and shapes are checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
+
+MAX_ID_LENGTH = 128
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class StreamOptions(Strict):
+    """``include_usage``: one more chunk with the usage; ``continuous_usage_stats``: the usage so far in every chunk (vLLM's)."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class CommonRequest(Strict):
+    """What chat and completions share."""
+
+    model: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    priority: int | None = None
+    request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
+    cache_salt: str | None = Field(None, min_length=1)
+    # Bookkeeping and hints that change no answer: accepted, unused.
+    user: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or {}:
+            if not (key.isascii() and key.isdigit()):
+                raise ValueError(f"keys are token ids written as decimal numbers, got {key!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _options_need_stream(self) -> CommonRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_running_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    @property
+    def num_choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+
+class ChatMessage(Strict):
+    """One turn. The nullable fields after ``name`` come back when a client sends an assistant's message as it received it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | None = None
+    name: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    reasoning: None = None
+    reasoning_content: None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        texts = []
+        for part in value:
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") != "text":
+                kind = part.get("type") if isinstance(part, dict) else None
+                raise ValueError(f"content parts must be of type 'text' with a text, got type {kind!r}")
+            texts.append(part["text"])
+        return "".join(texts)
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatMessage:
+        if self.role in ("tool", "function") or self.tool_calls:
+            raise ValueError("tools are not built in this version of Ziggurat: no tool role and no tool_calls")
+        if self.content is None:
+            raise ValueError(f"content of a message of role {self.role!r} must be a string or a list of text parts")
+        return self
+
+    def for_template(self) -> dict[str, str]:
+        """What a chat template sees; OpenAI's 'developer' is everybody else's 'system'."""
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
+        return turn if self.name is None else {**turn, "name": self.name}
+
+
+class ChatRequest(CommonRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        old, new = self.max_tokens, self.max_completion_tokens
+        if old is not None and new is not None and old != new:
+            raise ValueError(
+                f"max_tokens {old} and max_completion_tokens {new} contradict each other; send one of them"
+            )
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(CommonRequest):
+    """Body of POST /v1/completions. ``prompt``: text, token ids, or a list of either; always a list of prompts after parsing."""
+
+    prompt: list[str | list[int]]
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _many_prompts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [value]
+        if not isinstance(value, list):
+            raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            return [value]
+        is_texts = all(isinstance(item, str) for item in value)
+        is_ids = all(isinstance(item, list) and all(type(token) is int for token in item) for item in value)
+        if not is_texts and not is_ids:
+            raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _no_empty(cls, value: list[str | list[int]]) -> list[str | list[int]]:
+        for index, prompt in enumerate(value):
+            if len(prompt) == 0:
+                where = "" if len(value) == 1 else f" (number {index} of the list)"
+                raise ValueError(f"is empty{where}; send at least one character or token id")
+            if isinstance(prompt, list) and min(prompt) < 0:
+                raise ValueError(f"token ids must be at least 0, got {min(prompt)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_size(self) -> CompletionRequest:
+        num_choices = len(self.prompt) * self.num_choices
+        if len(self.prompt) > 1 and num_choices > MAX_N:
+            raise ValueError(f"one request takes at most {MAX_N} continuations (prompts times n), got {num_choices}")
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs

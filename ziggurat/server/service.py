@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server needs from whoever generates text: one small protocol. `EngineService` is the real one; tests bring a fake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ziggurat.engine.types import GenerateOutput, GenerateRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStats:
+    """What the engine counts, at one moment. Counters only grow.
+
+    Attributes:
+        kv_total_bytes: the KV pool; ``kv_used_bytes`` of it belong to requests, ``kv_cached_bytes`` to reusable prefixes (evictable).
+        num_preemptions: sequences that gave up their KV so far.
+        queue_times_s: the most recent times in the queue, newest last; ``num_queue_times`` is how many there were in all, so that
+            a reader knows which ones are new.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_total_bytes: int = 0
+    kv_used_bytes: int = 0
+    kv_cached_bytes: int = 0
+    num_preemptions: int = 0
+    queue_times_s: Sequence[float] = ()
+    num_queue_times: int = 0
+
+
+class Service(Protocol):
+    """A loaded model that generates text.
+
+    Attributes:
+        model_names: names that requests may use; the first is the one that answers carry.
+        max_model_len: tokens per sequence, prompt and output.
+        default_sampling: sampling settings of the model's generation_config, by `SamplingParams`' names; a request's own win.
+    """
+
+    @property
+    def model_names(self) -> Sequence[str]: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a completion prompt, special tokens of the model added. Thread-safe."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids. Thread-safe."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; half a character is possible."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation through the model's chat template, the assistant's turn opened. Thread-safe.
+
+        Raises:
+            RequestError: the template refuses the conversation.
+        """
+        ...
+
+    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+        """Admit a request. Closing (``aclose``) or cancelling the iterator aborts it and gives its memory back.
+
+        Raises:
+            RequestError: refused: it does not fit the context or the KV pool, or the queue is full.
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def stats(self) -> ServiceStats:
+        """Counts, taken between two steps.
+
+        Raises:
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def memory(self) -> dict[str, Any]:
+        """Who owns which bytes, why, since when: plain data for ``GET /memory``, taken between two steps.
+
+        Raises:
+            EngineError: the engine has failed.
+        """
+        ...
+
+    def failure(self) -> str | None:
+        """Why the engine is dead, or None while it lives."""
+        ...
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new requests and wait for the open ones; those left at the timeout are aborted. True if none was left."""
+        ...
+
+    async def close(self) -> None:
+        """End what runs and give everything back."""
+        ...
