@@ -27,7 +27,6 @@ class FakeService:
     Args:
         step_s: time per token.
         max_running, max_waiting: beyond them requests wait, then get QueueFull.
-        hold: while set, nothing generates (to look at a running state).
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class FakeService:
         self._kv_tokens = kv_tokens
         self._prefixes: set[tuple[int, ...]] = set()
         self._is_draining = False
+        self._gives_up = False
         self._queue_times_s: list[float] = []
 
     def encode(self, text: str) -> list[int]:
@@ -143,8 +143,8 @@ class FakeService:
                 text, reason, stop = self._next(params, texts[index], token_id, step, limit)
                 texts[index] += text
                 ends[index] = reason is not None
-                if self.broken is not None:
-                    reason, ends[index] = "error", True
+                if self.broken is not None or self._gives_up:
+                    reason, ends[index] = "abort" if self.broken is None else "error", True
                 yield GenerateOutput(
                     request_id=request.request_id,
                     index=index,
@@ -231,9 +231,9 @@ class FakeService:
         deadline_s = time.monotonic() + timeout_s
         while self.running or self._num_waiting:
             if time.monotonic() >= deadline_s:
-                return False
+                self._gives_up = True
             await asyncio.sleep(0.01)
-        return True
+        return not self._gives_up
 
     async def close(self) -> None:
         self.is_closed = True

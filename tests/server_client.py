@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
-from fake_service import FakeService
 from fastapi import FastAPI
 
+from tests.fake_service import FakeService
 from ziggurat.server.app import create_app
 from ziggurat.server.config import ServerConfig
 

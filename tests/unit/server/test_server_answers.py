@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_service import WORDS, FakeService
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from server_client import CHAT, COMPLETIONS, HELLO, client_of, events, post, talk
 
+from tests.fake_service import WORDS, FakeService
+from tests.server_client import CHAT, COMPLETIONS, HELLO, client_of, events, post, talk
 from ziggurat.server.app import create_app
 
 

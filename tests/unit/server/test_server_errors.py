@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_service import FakeService
 from fastapi import APIRouter
-from server_client import CHAT, COMPLETIONS, HELLO, client_of, error_of, get, post, talk
 
+from tests.fake_service import FakeService
+from tests.server_client import CHAT, COMPLETIONS, HELLO, client_of, error_of, get, post, talk
 from ziggurat import errors
 from ziggurat.server.app import create_app
 from ziggurat.server.config import ServerConfig

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
-from server_client import CHAT, COMPLETIONS, HELLO, error_of, post, talk
 
+from tests.server_client import CHAT, COMPLETIONS, HELLO, error_of, post, talk
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.server.fields import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED
 from ziggurat.server.schemas import ChatRequest, CompletionRequest

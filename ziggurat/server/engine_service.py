@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real `Service`: an engine on its own thread, seen from the event loop. Imports no torch; whoever loads the engine does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from ziggurat.engine.async_engine import AsyncEngine
+from ziggurat.engine.chat_template import missing_template
+from ziggurat.engine.interface import EngineInterface
+from ziggurat.engine.tokenizer import Tokenizer
+from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.errors import RequestError
+from ziggurat.server.service import ServiceStats
+
+
+class EngineService:
+    """Owns the engine from here on; must be made on the event loop that serves.
+
+    Args:
+        engine: loaded, and not stepped by anybody else.
+    """
+
+    def __init__(self, engine: EngineInterface) -> None:
+        self._engine = engine
+        self._async = AsyncEngine(engine)
+        self.model_names: Sequence[str] = (engine.model.name,)
+        self.max_model_len = engine.model.max_model_len
+        self.default_sampling: Mapping[str, Any] = engine.model.sampling_defaults
+
+    def encode(self, text: str) -> list[int]:
+        """See `Service.encode`."""
+        return self._tokenizer().encode(text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `Service.decode`."""
+        return self._tokenizer().decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Service.token_bytes`; a model without tokenizer has no text, so its tokens show as their numbers."""
+        tokenizer = self._engine.tokenizer
+        return f"<{token_id}>".encode() if tokenizer is None else tokenizer.token_bytes(token_id)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """See `Service.encode_chat`."""
+        tokenizer = self._tokenizer()
+        if self._engine.chat_template is None:
+            raise missing_template(self._engine.model.name)
+        text = self._engine.chat_template.render(messages)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self._engine.tokenizer is None:
+            raise RequestError(
+                f"the model {self._engine.model.name!r} has no tokenizer; send token ids to /v1/completions",
+                code="no_tokenizer",
+            )
+        return self._engine.tokenizer
+
+    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+        """See `Service.start`."""
+        return await self._async.submit(request)
+
+    async def stats(self) -> ServiceStats:
+        """See `Service.stats`."""
+        raw = await self._async.stats()
+        return ServiceStats(
+            num_running=int(raw["num_requests_running"]),
+            num_waiting=int(raw["num_requests_waiting"]),
+            num_preemptions=int(raw["num_preemptions_total"]),
+        )
+
+    async def memory(self) -> dict[str, Any]:
+        """See `Service.memory`."""
+        return await self._async.memory()
+
+    def failure(self) -> str | None:
+        """See `Service.failure`."""
+        return self._async.failure
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `Service.drain`."""
+        return await self._async.drain(timeout_s)
+
+    async def close(self) -> None:
+        """See `Service.close`."""
+        await self._async.close()
