@@ -111,7 +111,12 @@ class KVStore(Protocol):
         ...
 
     def truncate(self, seq_id: str, num_tokens: int) -> None:
-        """Forget the tokens from ``num_tokens`` on and the space reserved for them."""
+        """Forget the tokens from ``num_tokens`` on and the space reserved for them.
+
+        Raises:
+            WindowPassed: a window group has given back what the remaining tokens need; nothing was changed. Never raised for
+                reserved tokens that were not committed.
+        """
         ...
 
     def fork(self, parent_id: str, child_id: str) -> None:
@@ -137,3 +142,7 @@ class KVStore(Protocol):
 
 class OutOfBlocks(Exception):
     """Internal signal of a KV space: the caller asked for more blocks than ``free_blocks`` said. Never reaches a user."""
+
+
+class WindowPassed(Exception):
+    """Internal signal of a KV space: a sequence cannot go back that far; release it and compute it again. Never reaches a user."""

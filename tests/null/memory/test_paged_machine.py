@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paged store under random operations, against the model of model.py: tiny pools, few tokens, so that everything collides."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.null.memory.model import Memory, make_ledger, make_store
+from ziggurat.memory.kv import DROPPED, OutOfBlocks, WindowPassed
+from ziggurat.memory.ledger import Lease
+
+WINDOWS = ((None,), (5,), (1,), (None, 3), (None, 6, None), (2, 9))
+# Prompts are cut from few texts, so that prefixes meet often.
+TEXTS = (
+    (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 1, 1, 2, 1, 2, 1),
+    (2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1),
+)
+prompts = st.tuples(st.sampled_from(TEXTS), st.integers(1, 20)).map(lambda pair: list(pair[0][: pair[1]]))
+picks = st.integers(0, 5)
+
+
+class PagedStoreMachine(RuleBasedStateMachine):
+    memory: Memory
+    pool: Lease
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = 0
+
+    @initialize(
+        windows=st.sampled_from(WINDOWS),
+        block_size=st.sampled_from([1, 2, 4]),
+        num_blocks=st.integers(3, 14),
+        spread=st.integers(-2, 3),
+        is_caching=st.sampled_from([True, True, True, False]),
+    )
+    def start(
+        self, windows: tuple[int | None, ...], block_size: int, num_blocks: int, spread: int, is_caching: bool
+    ) -> None:
+        sizes = [max(1, num_blocks + spread * group) for group in range(len(windows))]
+        self.ledger, self.pool = make_ledger(windows, sizes)
+        store = make_store(windows, sizes, block_size, enable_prefix_caching=is_caching, lease=self.pool)
+        self.memory = Memory(store)
+        self.store = store
+
+    def pick(self, number: int) -> str:
+        names = sorted(self.memory.sequences)
+        return names[number % len(names)]
+
+    def new_id(self) -> str:
+        self.opened += 1
+        return f"s{self.opened:03d}"
+
+    def has_sequences(self) -> bool:
+        return bool(self.memory.sequences)
+
+    @precondition(lambda self: len(self.memory.sequences) < 6)
+    @rule(tokens=prompts, salt=st.sampled_from(["", "", "", "b"]), data=st.data())
+    def open_and_compute(self, tokens: list[int], salt: str, data: st.DataObject) -> None:
+        """`needed_to_open` says exactly what opening and reserving take, whatever has to be evicted for it."""
+        name = self.new_id()
+        chunk = data.draw(st.integers(1, len(tokens)))
+        chunk = min(chunk, len(tokens) - self.store.match(tokens, salt=salt))
+        free, needed = self.store.free_blocks(), self.store.needed_to_open(tokens, chunk, salt=salt)
+        cached = self.memory.open(name, tokens, salt)
+        if any(want > have for want, have in zip(needed, free, strict=True)):
+            with pytest.raises(OutOfBlocks):
+                self.memory.reserve(name, chunk)
+            self.memory.release(name)
+            assert self.store.free_blocks() == free
+            return
+        assert self.memory.reserve(name, chunk) == []
+        assert self.store.free_blocks() == tuple(have - want for have, want in zip(free, needed, strict=True))
+        self.memory.commit(name, tokens[cached : cached + chunk])
+
+    @precondition(lambda self: len(self.memory.sequences) < 6)
+    @rule(tokens=prompts, max_cached=st.integers(0, 20))
+    def open_with_limit(self, tokens: list[int], max_cached: int) -> None:
+        self.memory.open(self.new_id(), tokens, "", max_cached)
+
+    @precondition(has_sequences)
+    @rule(number=picks, num_tokens=st.integers(0, 6), accepted=st.integers(0, 6), token=st.integers(1, 2))
+    def step(self, number: int, num_tokens: int, accepted: int, token: int) -> None:
+        """Reserve and commit some of it; `needed_blocks` is exact, and too much is refused without a trace."""
+        name = self.pick(number)
+        free, needed = self.store.free_blocks(), self.store.needed_blocks(name, num_tokens)
+        if any(want > have for want, have in zip(needed, free, strict=True)):
+            before = (self.store.view(name), self.store.stats(), self.ledger.rows())
+            with pytest.raises(OutOfBlocks):
+                self.memory.reserve(name, num_tokens)
+            assert (self.store.view(name), self.store.stats(), self.ledger.rows()) == before
+            return
+        self.memory.reserve(name, num_tokens)
+        assert self.store.free_blocks() == tuple(have - want for have, want in zip(free, needed, strict=True))
+        assert not any(self.store.needed_blocks(name, num_tokens))
+        self.memory.commit(name, [token] * min(num_tokens, accepted))
+
+    @precondition(has_sequences)
+    @rule(number=picks, num_tokens=st.integers(1, 6))
+    def reserve_only(self, number: int, num_tokens: int) -> None:
+        name = self.pick(number)
+        needed = self.store.needed_blocks(name, num_tokens)
+        if all(want <= have for want, have in zip(needed, self.store.free_blocks(), strict=True)):
+            self.memory.reserve(name, num_tokens)
+
+    @precondition(lambda self: 0 < len(self.memory.sequences) < 6)
+    @rule(number=picks)
+    def fork(self, number: int) -> None:
+        parent, child = self.pick(number), self.new_id()
+        free = self.store.free_blocks()
+        self.memory.fork(parent, child)
+        assert self.store.free_blocks() == free
+        assert all(
+            child_table == parent_table[: len(child_table)]
+            for child_table, parent_table in zip(
+                self.store.view(child).tables, self.store.view(parent).tables, strict=True
+            )
+        )
+
+    @precondition(has_sequences)
+    @rule(number=picks, num_tokens=st.integers(0, 20))
+    def truncate(self, number: int, num_tokens: int) -> None:
+        name = self.pick(number)
+        before = (self.store.view(name), self.store.stats())
+        try:
+            self.memory.truncate(name, num_tokens)
+        except WindowPassed:
+            assert num_tokens < len(self.memory.sequences[name].tokens)
+            assert (self.store.view(name), self.store.stats()) == before
+
+    @precondition(has_sequences)
+    @rule(number=picks)
+    def release(self, number: int) -> None:
+        name = self.pick(number)
+        free, held = self.store.free_blocks(), self.store.held_blocks(name)
+        self.memory.release(name)
+        assert self.store.free_blocks() == tuple(map(sum, zip(free, held, strict=True)))
+
+    @rule()
+    def drop_cache(self) -> None:
+        before = self.store.free_blocks()
+        self.store.drop_cache()
+        assert self.store.free_blocks() == before
+        assert all(stats.cached == 0 for stats in self.store.stats())
+
+    @invariant()
+    def all_is_well(self) -> None:
+        if not hasattr(self, "memory"):
+            return
+        self.store.audit()
+        self.ledger.audit()
+        self.memory.check()
+        for group, stats in enumerate(self.store.stats()):
+            used = {block for name in self.memory.sequences for block in self.store.view(name).tables[group]}
+            assert len(used - {DROPPED}) == stats.used
+
+    def teardown(self) -> None:
+        if not hasattr(self, "memory"):
+            return
+        for name in list(self.memory.sequences):
+            self.memory.release(name)
+        assert all(stats.used == 0 for stats in self.store.stats())
+        self.store.drop_cache()
+        assert all(stats.free == stats.total for stats in self.store.stats())
+        self.store.audit()
+        assert self.pool.children_bytes == 0
+        self.store.close()
+        self.pool.release()
+        assert self.ledger.rows() == []
+
+
+TestPagedStore = PagedStoreMachine.TestCase
+TestPagedStore.settings = settings(max_examples=60, stateful_step_count=30)
