@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents that would otherwise rot: every error class has a row, every link leads somewhere, every word stands once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ziggurat import errors
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ziggurat").rglob("*.md")])
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def rows(page: Path) -> list[list[str]]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_every_error_class_has_one_row_in_the_order_of_the_tree() -> None:
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ZigguratError)
+    ]
+    named = [row[0].strip("`") for row in rows(ROOT / "docs" / "errors.md") if row[0].startswith("`")]
+    assert sorted(named) == sorted(classes)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    targets = [target for target in _LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_glossary_is_sorted_and_has_each_word_once() -> None:
+    words = [row[0] for row in rows(ROOT / "docs" / "glossary.md")[1:]]
+    assert [word.lower() for word in words] == sorted(word.lower() for word in words)
+    assert len(set(words)) == len(words)
