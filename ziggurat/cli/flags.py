@@ -2,7 +2,7 @@
 """Flags from dataclasses: a field with a ``help`` in its metadata is a flag, and nothing is written down twice.
 
 ``max_model_len: int | None = option(None, "tokens per sequence")`` becomes ``--max-model-len N``; ``_`` is taken for ``-``; a bool
-becomes ``--flag`` and ``--no-flag``; a tuple takes several values. Only flags that were given reach the dataclass, so that its
+becomes ``--flag`` and ``--no-flag``; a tuple may be given several times. Only flags that were given reach the dataclass, so that its
 own defaults and checks are the only ones.
 """
 
@@ -21,6 +21,8 @@ from ziggurat.registry import nearest
 
 T = TypeVar("T")
 _KINDS: tuple[type, ...] = (str, Path, float, int, bool)
+# No word of a command line can hold this character.
+_MARK = "\0"
 _METAVARS = {str: "TEXT", Path: "PATH", float: "X", int: "N"}
 
 
@@ -30,13 +32,20 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One flag as it follows from a field: ``kind`` is the type of one value, ``is_list`` says that several may follow."""
+    """One flag as it follows from a field.
+
+    Attributes:
+        kind: the type of one value.
+        is_list: the flag may be given several times.
+        takes_many: several values may follow one flag.
+    """
 
     field: str
     help: str
     group: str
     kind: type
     is_list: bool
+    takes_many: bool
     choices: tuple[str, ...] | None
     default: Any
 
@@ -67,7 +76,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: an unknown flag, a missing or malformed value, too many arguments.
         """
-        namespace, rest = self.parse_known_intermixed_args(_dashes(argv))
+        namespace, rest = self.parse_known_intermixed_args(_shield(argv))
+        for name, value in vars(namespace).items():
+            setattr(namespace, name, [_bare(word) for word in value] if isinstance(value, list) else _bare(value))
         unknown = [word for word in rest if word.startswith("--")]
         if unknown:
             self.error(f"unknown flag {_name(unknown[0])!r}{nearest(_name(unknown[0]), self.flag_names())}")
@@ -84,14 +95,21 @@ def _name(word: str) -> str:
     return word.partition("=")[0]
 
 
-def _dashes(argv: Sequence[str]) -> list[str]:
-    """``--max_model_len=8_192`` -> ``--max-model-len=8_192``; values, and everything after ``--``, stay as they are."""
+def _shield(argv: Sequence[str]) -> list[str]:
+    """``--max_model_len=8_192`` -> ``--max-model-len=8_192``; what follows ``--`` is marked, so that nothing in it is taken for a flag.
+
+    argparse forgets about ``--`` when flags and positional arguments are mixed, hence the mark.
+    """
     end = list(argv).index("--") if "--" in argv else len(argv)
     words = []
     for word in argv[:end]:
         name, equals, value = word.partition("=")
         words.append(f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word)
-    return [*words, *argv[end:]]
+    return [*words, *(f"{_MARK}{word}" for word in argv[end + 1 :])]
+
+
+def _bare(value: Any) -> Any:
+    return value.removeprefix(_MARK) if isinstance(value, str) else value
 
 
 def flags_of(cls: type, *, only: Mapping[str, str] | None = None) -> list[Flag]:
@@ -114,6 +132,7 @@ def flags_of(cls: type, *, only: Mapping[str, str] | None = None) -> list[Flag]:
                 group=field.metadata.get("group", "options"),
                 kind=kind,
                 is_list=is_list,
+                takes_many=is_list and bool(field.metadata.get("many")),
                 choices=field.metadata.get("choices"),
                 default=None if field.default is dataclasses.MISSING else field.default,
             )
@@ -150,7 +169,10 @@ def _settings(flag: Flag) -> dict[str, Any]:
         return {**settings, "action": argparse.BooleanOptionalAction}
     settings["metavar"] = "|".join(flag.choices) if flag.choices else _METAVARS[flag.kind]
     settings["type"] = _among(flag.choices) if flag.choices else flag.kind
-    return {**settings, "nargs": "+"} if flag.is_list else settings
+    if flag.is_list:
+        # Several values after one flag would swallow a prompt that follows, so that is for flags that say so.
+        return {**settings, "action": "extend", "nargs": "+"} if flag.takes_many else {**settings, "action": "append"}
+    return settings
 
 
 def _help(flag: Flag) -> str:

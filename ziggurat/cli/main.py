@@ -22,6 +22,8 @@ from ziggurat.registry import nearest
 EXIT_OK, EXIT_USER, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
 VERBS = {
+    "chat": "talk to a model in the terminal",
+    "complete": "continue a text",
     "plan": "say whether a model fits a budget, and what fits",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",

@@ -23,7 +23,16 @@ def add_model_flag(parser: Parser) -> None:
 
 
 def model_of(namespace: argparse.Namespace) -> str:
-    """The model that was named.
+    """The model that was named, or the embedded one.
+
+    Raises:
+        UsageError: named twice, differently.
+    """
+    return given_model(namespace) or EMBEDDED_MODEL
+
+
+def given_model(namespace: argparse.Namespace) -> str | None:
+    """The model that was named, or None.
 
     Raises:
         UsageError: named twice, differently.
@@ -32,4 +41,4 @@ def model_of(namespace: argparse.Namespace) -> str:
     given = list(dict.fromkeys(name for name in named if name is not None))
     if len(given) > 1:
         raise UsageError(f"the model is named twice: {given[0]!r} and --model {given[1]!r}")
-    return given[0] if given else EMBEDDED_MODEL
+    return given[0] if given else None

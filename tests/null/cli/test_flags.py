@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ class Options:
     stream: bool = option(True, "print while it runs")
     mode: Literal["fast", "exact"] = option("fast", "which", choices=("fast", "exact"))
     stop: tuple[str, ...] = option((), "strings")
+    text: tuple[Path, ...] = field(default=(), metadata={"help": "files", "many": True})
     output: Path | None = option(None, "file")
     internal: int = 7
 
@@ -42,7 +43,7 @@ def test_nothing_given_leaves_the_defaults_to_the_dataclass() -> None:
 def test_every_kind_is_converted() -> None:
     options = parse(
         *("--max-model-len", "auto", "--num-threads", "2", "--top-p", "0.5", "--no-stream", "--mode", "exact"),
-        *("--stop", "a", "b", "--output", "x.json"),
+        *("--stop", "a", "--stop", "b", "--text", "c", "d", "--output", "x.json"),
     )
     assert options == Options(
         max_model_len="auto",
@@ -51,6 +52,7 @@ def test_every_kind_is_converted() -> None:
         stream=False,
         mode="exact",
         stop=("a", "b"),
+        text=(Path("c"), Path("d")),
         output=Path("x.json"),
     )
 
@@ -73,6 +75,8 @@ def test_after_two_dashes_words_are_taken_as_they_are() -> None:
     parser.add_argument("words", nargs="*")
     add_flags(parser, flags_of(Options))
     assert parser.parse(["--num-threads", "3", "--", "--top_p is a flag"]).words == ["--top_p is a flag"]
+    assert parser.parse(["--", "--top_p"]).words == ["--top_p"]
+    assert parser.parse(["one", "--", "--no_such", "--"]).words == ["one", "--no_such", "--"]
 
 
 @pytest.mark.parametrize(

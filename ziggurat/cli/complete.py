@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ziggurat complete [MODEL] PROMPT``: continue a text."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ziggurat.cli.flags import Parser, UsageError
+from ziggurat.cli.model_argument import add_model_flag
+from ziggurat.cli.output import add_output_flags, emit
+from ziggurat.cli.talk import Piece, add_talk_flags, open_talker, sampling_of
+
+
+def parser() -> Parser:
+    """Its flags."""
+    parser = Parser("ziggurat complete", "Continue a text; the text goes to standard output as it is generated.")
+    parser.add_argument(
+        "words",
+        metavar="[MODEL] PROMPT",
+        nargs="*",
+        help="the prompt, with the model before it; - reads the prompt from standard input; after -- it may begin with a dash",
+    )
+    add_model_flag(parser)
+    add_talk_flags(parser)
+    add_output_flags(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Generate and print.
+
+    Raises:
+        UsageError: no prompt, or too many words.
+        UserError: a setting, the model, the request or the server.
+    """
+    namespace = parser().parse(argv)
+    model, prompt = _model_and_prompt(namespace)
+    sampling = sampling_of(namespace)
+    with (
+        contextlib.closing(open_talker(namespace, model)) as talker,
+        contextlib.closing(talker.complete(prompt, sampling)) as pieces,
+    ):
+        if getattr(namespace, "format", "text") == "text" and not hasattr(namespace, "output"):
+            _print_as_it_comes(pieces)
+            return 0
+        result = _collect(talker.model, pieces)
+    emit(namespace, result, lambda: str(result["text"]))
+    return 0
+
+
+def _model_and_prompt(namespace: argparse.Namespace) -> tuple[str | None, str]:
+    words: list[str] = namespace.words
+    flag: str | None = getattr(namespace, "model", None)
+    if not words:
+        raise UsageError("a prompt is needed: ziggurat complete [MODEL] PROMPT, or - to read it from standard input")
+    if len(words) > 2 or (len(words) == 2 and flag is not None):
+        raise UsageError(f"one prompt is taken, {len(words)} words were given; put the prompt in quotes")
+    model = words[0] if len(words) == 2 else flag
+    return model, sys.stdin.read() if words[-1] == "-" else words[-1]
+
+
+def _print_as_it_comes(pieces: Iterator[Piece]) -> None:
+    for piece in pieces:
+        print(piece.text, end="", flush=True)
+    print()
+
+
+def _collect(model: str, pieces: Iterator[Piece]) -> dict[str, Any]:
+    texts, last = [], Piece(text="")
+    for piece in pieces:
+        texts.append(piece.text)
+        last = piece
+    return {
+        "model": model,
+        "text": "".join(texts),
+        "finish_reason": last.finish_reason,
+        "num_prompt_tokens": last.num_prompt_tokens,
+        "num_cached_tokens": last.num_cached_tokens,
+        "num_output_tokens": last.num_output_tokens,
+    }

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ziggurat serve [MODEL]``: the OpenAI-compatible server, with the ledger's table at start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ziggurat.cli.flags import Parser, add_flags, build, flags_of
+from ziggurat.cli.memory_table import memory_table
+from ziggurat.cli.model_argument import add_model, model_of
+from ziggurat.engine.config import EngineConfig
+from ziggurat.server.config import ServerConfig
+
+
+def parser() -> Parser:
+    """Its flags."""
+    parser = Parser("ziggurat serve", "Serve a model over HTTP: OpenAI's API, a page at /, the memory map at /memory.")
+    add_model(parser)
+    add_flags(parser, [flag for flag in flags_of(EngineConfig) if flag.field != "model"])
+    add_flags(parser, flags_of(ServerConfig))
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until a signal; 0 after a drain, 128 + the signal's number if it was cut short.
+
+    Raises:
+        UserError: a setting, the address, the model, or a budget that it does not fit.
+    """
+    namespace = parser().parse(argv)
+    config = build(EngineConfig, namespace, model=model_of(namespace))
+    server = build(ServerConfig, namespace)
+    from ziggurat.server.run import run_server
+
+    return run_server(server, lambda: _load(config))
+
+
+def _load(config: EngineConfig) -> Any:
+    """Load the engine and print who owns which bytes; runs while /health already answers."""
+    from ziggurat.engine.engine import Engine
+
+    engine = Engine.load(config)
+    print(memory_table(engine.memory()), flush=True)
+    return engine
