@@ -9,6 +9,7 @@ from typing import Any
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
+from ziggurat.cli.progress import ProgressLine
 from ziggurat.engine.config import EngineConfig
 from ziggurat.server.config import ServerConfig
 
@@ -40,6 +41,6 @@ def _load(config: EngineConfig) -> Any:
     """Load the engine and print who owns which bytes; runs while /health already answers."""
     from ziggurat.engine.engine import Engine
 
-    engine = Engine.load(config)
+    engine = Engine.load(config, progress=ProgressLine())
     print(memory_table(engine.memory()), flush=True)
     return engine

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
+from ziggurat.cli.progress import ProgressLine
 from ziggurat.engine.chat_template import missing_template
 from ziggurat.engine.config import EngineConfig, option
 from ziggurat.engine.interface import EngineInterface
@@ -116,7 +117,7 @@ def load_engine(config: EngineConfig) -> EngineInterface:
     """The real engine; loads torch."""
     from ziggurat.engine.engine import Engine
 
-    return Engine.load(config)
+    return Engine.load(config, progress=ProgressLine())
 
 
 class LocalTalker:
