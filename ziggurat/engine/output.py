@@ -51,13 +51,22 @@ class TextOutput:
         detokenizer: None when the model has no tokenizer; all text is empty then.
         stops: stop strings.
         keeps_stop: leave the stop string in the text (``include_stop_str_in_output``).
+        min_tokens: text of that many first tokens is not searched for stop strings.
 
     Attributes:
         stop: the stop string that was found, or None. Afterwards tokens add nothing.
     """
 
-    def __init__(self, detokenizer: Detokenizer | None, stops: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer | None,
+        stops: Sequence[str] = (),
+        *,
+        keeps_stop: bool = False,
+        min_tokens: int = 0,
+    ) -> None:
         self._detokenizer = detokenizer
+        self._num_exempt = min_tokens
         self._stops = tuple(stops)
         self._keeps_stop = keeps_stop
         self._held = ""
@@ -67,7 +76,11 @@ class TextOutput:
         """Text that may be shown now. Check `stop` afterwards."""
         if self._detokenizer is None or self.stop is not None:
             return ""
-        return self._advance(self._detokenizer.add(token_id))
+        text = self._detokenizer.add(token_id)
+        if self._num_exempt > 0:
+            self._num_exempt -= 1
+            return text
+        return self._advance(text)
 
     def finish(self) -> str:
         """The rest, when no token will follow: what was held back did not become a stop string."""

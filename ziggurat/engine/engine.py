@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Station 4 of ten: add, step, abort. Puts a model, its memory, a planner and the core together, and turns tokens into text."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ziggurat import kernels
+from ziggurat.clock import Clock, WallClock
+from ziggurat.engine.chat_template import ChatTemplate
+from ziggurat.engine.config import EngineConfig
+from ziggurat.engine.drift import DriftWatch
+from ziggurat.engine.executor import Memory, PlanExecutor
+from ziggurat.engine.generation import GenerationDefaults
+from ziggurat.engine.interface import ModelInfo
+from ziggurat.engine.output import TextOutput
+from ziggurat.engine.report import memory_report, stats_report
+from ziggurat.engine.resources import Resources
+from ziggurat.engine.sizing import ModelSource, open_model, size
+from ziggurat.engine.tokenizer import Tokenizer
+from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.warmup import warm_up
+from ziggurat.engine.weights import Progress, fill_random, read_checkpoint, weight_views
+from ziggurat.errors import EngineError, RequestError
+from ziggurat.kernels import KernelOps
+from ziggurat.memory.fit import Fit
+from ziggurat.memory.machine import Machine, default_budget
+from ziggurat.memory.paged import PagedKVStore
+from ziggurat.scheduling.core import EngineCore
+from ziggurat.scheduling.outputs import Admission, Finished, NewToken
+from ziggurat.scheduling.planners import resolve as resolve_planner
+from ziggurat.scheduling.protocol import SampledToken, TokenBudget
+from ziggurat.units import parse_size
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Continuation:
+    """The outside of one sequence: its text and its totals."""
+
+    request: GenerateRequest
+    index: int
+    text: TextOutput
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class Engine:
+    """A loaded model. See `EngineInterface` for the contract of add, step and abort. Owns its memory until `close`.
+
+    Use `Engine.load`; the constructor takes parts that have been made already.
+
+    Attributes:
+        config: what was asked.
+        fit: what was derived.
+        core, store, executor, resources: stations 5 to 8 and the ledger.
+    """
+
+    def __init__(
+        self, config: EngineConfig, source: ModelSource, resources: Resources, ops: KernelOps, clock: Clock
+    ) -> None:
+        self.config = config
+        self.fit: Fit = resources.fit
+        self.resources = resources
+        self.machine = Machine()
+        self._clock = clock
+        self.tokenizer = Tokenizer.load(source.folder) if (source.folder / "tokenizer.json").is_file() else None
+        self.chat_template = ChatTemplate.load(source.folder)
+        self.model = _model_info(config, source, resources.fit, self.tokenizer)
+        memory = Memory(
+            weights=weight_views(self.fit.plan, resources.weights),
+            workspace=resources.workspace,
+            tables=resources.tables,
+            pools=resources.pools,
+        )
+        self.executor = PlanExecutor(self.fit.plan, memory, ops)
+        self.store = _make_store(config, resources)
+        self.core = _make_core(config, self.fit, self.model, self.store, self.executor)
+        self.drift = DriftWatch(resources, self.store, self.machine)
+        self.num_steps = 0
+        self.busy_s = 0.0
+        self._continuations: dict[str, _Continuation] = {}
+        self._pending: list[GenerateOutput] = []
+        self._is_open = True
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, clock: Clock | None = None, progress: Progress | None = None) -> Engine:
+        """Find, size and load a model. What was taken is given back if anything fails, Ctrl-C included.
+
+        Args:
+            progress: called while weights are read, (text, bytes done, bytes in total); raising from it ends the loading.
+
+        Raises:
+            ModelError, UnsupportedFeature: the checkpoint cannot be read as it is.
+            DoesNotFit: the budget is too small; names the smallest change that would do.
+            ConfigError: a setting contradicts the model or the machine.
+        """
+        clock = clock or WallClock()
+        source = open_model(config, may_download=True)
+        machine = Machine()
+        ops = kernels.select(config.kernels, num_threads=config.threads or machine.usable_cores())
+        warm_up(ops)
+        baseline_bytes = machine.process_memory().pss_bytes
+        budget = default_budget(baseline_bytes, machine) if config.memory is None else parse_size(config.memory)
+        with ExitStack() as on_error:
+            resources = Resources(size(config, source, budget), baseline_bytes, clock)
+            on_error.callback(resources.close)
+            # Small parts first: a damaged tokenizer is found before gigabytes have been read.
+            engine = cls(config, source, resources, ops, clock)
+            _fill_weights(config, source, resources, ops, progress)
+            on_error.pop_all()
+        return engine
+
+    # ---- the loop
+
+    def add(self, request: GenerateRequest) -> None:
+        """See `EngineInterface.add`."""
+        self._check_open()
+        self._check_ids(request)
+        seq_ids = self.core.add(request, self._clock.now())
+        params = request.params
+        for index, seq_id in enumerate(seq_ids):
+            detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
+            text = TextOutput(
+                detokenizer,
+                params.stop,
+                keeps_stop=params.include_stop_str_in_output,
+                min_tokens=params.min_tokens,
+            )
+            self._continuations[seq_id] = _Continuation(request=request, index=index, text=text)
+
+    def step(self) -> list[GenerateOutput]:
+        """See `EngineInterface.step`.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        self._check_open()
+        outputs, self._pending = self._pending, []
+        if not self.core.has_work:
+            return outputs
+        started_s = self._clock.now()
+        done = self.core.step(started_s)
+        for admission in done.admitted:
+            self._note_admission(admission)
+        if done.error is not None:
+            _LOG.error("%s", done.error, exc_info=done.error)
+        ended = {each.seq_id: each for each in done.finished}
+        outputs += [self._on_token(new, ended.pop(new.seq_id, None)) for new in done.tokens]
+        outputs += [self._on_end(end) for end in ended.values()]
+        self.num_steps += 1
+        self.drift.tick()
+        self.busy_s += self._clock.now() - started_s
+        return outputs
+
+    def abort(self, request_id: str) -> None:
+        """See `EngineInterface.abort`."""
+        if self._is_open:
+            self._pending += [self._on_end(end) for end in self.core.abort(request_id)]
+
+    @property
+    def has_work(self) -> bool:
+        """See `EngineInterface.has_work`."""
+        return self._is_open and (bool(self._pending) or self.core.has_work)
+
+    # ---- what can be seen
+
+    def memory(self) -> dict[str, object]:
+        """See `EngineInterface.memory`; documented in `report.memory_report`."""
+        self._check_open()
+        return memory_report(self)
+
+    def stats(self) -> dict[str, float]:
+        """See `EngineInterface.stats`."""
+        self._check_open()
+        return stats_report(self)
+
+    def close(self) -> None:
+        """End everything and give all memory back; audited. Open requests get no further output."""
+        if not self._is_open:
+            return
+        for continuation in list(self._continuations.values()):
+            self.core.abort(continuation.request.request_id)
+        self._continuations.clear()
+        self._pending.clear()
+        self._is_open = False
+        self.drift.release()
+        self.store.audit()
+        self.store.close()
+        assert not self.resources.kv_lease.children, f"KV leases are left: {list(self.resources.kv_lease.children)}"
+        # Tensors over the arenas go before the arenas do.
+        del self.executor, self.core
+        gc.collect()
+        self.resources.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- parts
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise EngineError("the engine is closed")
+
+    def _check_ids(self, request: GenerateRequest) -> None:
+        size, params = self.model.vocab_size, request.params
+        _check_range(request.prompt_ids, size, "prompt", "prompt token")
+        _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")
+        _check_range(params.stop_token_ids, size, "stop_token_ids", "stop token")
+
+    def _note_admission(self, admission: Admission) -> None:
+        first = self._continuations[admission.seq_id]
+        if not admission.is_readmission:
+            for index in range(first.request.params.n):
+                member = self._continuations.get(f"{admission.request_id}/{index}")
+                if member is not None:
+                    member.num_cached_tokens = admission.num_cached_tokens
+        if admission.miss_reason is not None:
+            _LOG.info("request %s: no prefix reused: %s", admission.request_id, admission.miss_reason)
+
+    def _on_token(self, new: NewToken, end: Finished | None) -> GenerateOutput:
+        continuation = self._continuations[new.seq_id]
+        continuation.num_output_tokens += 1
+        text = continuation.text
+        is_stop_token = end is not None and end.stop_token_id is not None
+        shown = "" if is_stop_token and not continuation.request.params.include_stop_str_in_output else text.add(new.token.token_id)
+        reason: FinishReason | None = None if end is None else end.reason
+        stop_reason: str | int | None = None if end is None else end.stop_token_id
+        if text.stop is not None:
+            if end is None:
+                self.core.finish(new.seq_id, "stop")
+            reason, stop_reason = "stop", text.stop
+        elif reason is not None:
+            shown += text.finish()
+        if reason is not None:
+            del self._continuations[new.seq_id]
+        return self._output(continuation, shown, (new.token,), reason, self._reported(stop_reason))
+
+    def _reported(self, stop_reason: str | int | None) -> str | int | None:
+        """The end-of-sequence token is no stop reason (vLLM's convention): the text simply ended."""
+        return None if stop_reason in self.model.eos_ids else stop_reason
+
+    def _on_end(self, end: Finished) -> GenerateOutput:
+        """The end of a sequence without a token in this step."""
+        continuation = self._continuations.pop(end.seq_id)
+        return self._output(continuation, continuation.text.finish(), (), end.reason, None, end.error)
+
+    def _output(
+        self,
+        continuation: _Continuation,
+        text: str,
+        tokens: tuple[SampledToken, ...],
+        reason: FinishReason | None,
+        stop_reason: str | int | None,
+        error: str | None = None,
+    ) -> GenerateOutput:
+        return GenerateOutput(
+            request_id=continuation.request.request_id,
+            index=continuation.index,
+            text=text,
+            tokens=tokens,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            num_prompt_tokens=len(continuation.request.prompt_ids),
+            num_cached_tokens=continuation.num_cached_tokens,
+            num_output_tokens=continuation.num_output_tokens,
+            error=error,
+        )
+
+
+def _check_range(token_ids: Iterable[int], vocab_size: int, param: str, what: str) -> None:
+    for token_id in token_ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise RequestError(f"{what} {token_id!r} is not in the vocabulary (ids 0 to {vocab_size - 1})", param=param)
+
+
+def _model_info(config: EngineConfig, source: ModelSource, fit: Fit, tokenizer: Tokenizer | None) -> ModelInfo:
+    defaults = GenerationDefaults.load(source.folder, source.raw, tokenizer)
+    return ModelInfo(
+        name=config.served_model_name or config.model,
+        path=str(source.folder),
+        architecture=source.program.architecture,
+        vocab_size=source.program.vocab_size,
+        max_model_len=fit.plan.limits.max_model_len,
+        num_parameters=source.program.num_parameters(),
+        weight_format=source.formats.weight.name,
+        kv_format=source.formats.kv.name,
+        eos_ids=defaults.eos_ids,
+        sampling_defaults=defaults.sampling,
+    )
+
+
+def _make_store(config: EngineConfig, resources: Resources) -> PagedKVStore:
+    plan = resources.fit.plan
+    groups = plan.program.kv_groups()
+    return PagedKVStore(
+        groups,
+        resources.fit.num_blocks,
+        plan.limits.block_size,
+        lease=resources.kv_lease,
+        block_bytes=[plan.block_bytes(group) for group in groups],
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_chunk_tokens=plan.limits.max_num_batched_tokens,
+    )
+
+
+def _make_core(
+    config: EngineConfig, fit: Fit, model: ModelInfo, store: PagedKVStore, executor: PlanExecutor
+) -> EngineCore:
+    limits = fit.plan.limits
+    return EngineCore(
+        store,
+        resolve_planner(config.planner),
+        executor,
+        TokenBudget(max_num_batched_tokens=limits.max_num_batched_tokens, max_num_seqs=limits.max_num_seqs),
+        max_model_len=limits.max_model_len,
+        block_bytes=[fit.plan.block_bytes(group) for group in fit.plan.program.kv_groups()],
+        max_queued_requests=config.max_queued_requests,
+        eos_ids=model.eos_ids,
+        seed=config.seed,
+    )
+
+
+def _fill_weights(
+    config: EngineConfig, source: ModelSource, resources: Resources, ops: KernelOps, progress: Progress | None
+) -> None:
+    plan = resources.fit.plan
+    views = weight_views(plan, resources.weights)
+    if config.load_format == "dummy":
+        fill_random(plan, views, ops, seed=config.seed, progress=progress)
+    else:
+        read_checkpoint(plan, views, source.tensors, ops, progress=progress)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine's state as plain data, for /memory, /metrics and tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ziggurat.memory.ledger import RAM
+
+if TYPE_CHECKING:
+    from ziggurat.engine.engine import Engine
+
+
+def memory_report(engine: Engine) -> dict[str, Any]:
+    """Who owns which bytes.
+
+    Keys: ``limits`` (tier -> bytes), ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``measured`` (pss, rss, above_baseline,
+    has_pss), ``drift`` (bytes, and blocks out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
+    depth), ``kv`` (per group), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
+    """
+    resources, process = engine.resources, engine.machine.process_memory()
+    snapshot = engine.core.snapshot()
+    return {
+        "model": engine.model.name,
+        "limits": {RAM: resources.ledger.limit(RAM)},
+        "baseline_bytes": resources.baseline_bytes,
+        "planned_bytes": engine.fit.planned_bytes(),
+        "reserve_bytes": resources.reserve_bytes(),
+        "measured": {
+            "pss_bytes": process.pss_bytes,
+            "rss_bytes": process.rss_bytes,
+            "has_pss": process.has_pss,
+            "above_baseline_bytes": process.pss_bytes - resources.baseline_bytes,
+        },
+        "drift": {"num_bytes": engine.drift.drift_bytes, "num_blocks": engine.drift.num_blocks},
+        "ledger": [asdict(row) for row in resources.ledger.rows()],
+        "kv": _kv_groups(engine),
+        "sequences": snapshot["sequences"],
+        "prefix_cache": _prefix_cache(engine),
+    }
+
+
+def _kv_groups(engine: Engine) -> list[dict[str, Any]]:
+    plan = engine.fit.plan
+    rows = []
+    for group, stats, pool in zip(
+        plan.program.kv_groups(), engine.store.stats(), engine.resources.pools, strict=True
+    ):
+        rows.append(
+            {
+                "group": group.index,
+                "num_layers": len(group.layers),
+                "window_tokens": group.window,
+                "block_size_tokens": plan.limits.block_size,
+                "block_bytes": plan.block_bytes(group),
+                "total_blocks": stats.total,
+                "free_blocks": stats.free,
+                "cached_blocks": stats.cached,
+                "used_blocks": stats.used,
+                "resident_bytes": pool.resident_bytes(),
+            }
+        )
+    return rows
+
+
+def _prefix_cache(engine: Engine) -> dict[str, Any]:
+    plan, counters = engine.fit.plan, engine.store.counters
+    cached_bytes = sum(
+        stats.cached * plan.block_bytes(group)
+        for stats, group in zip(engine.store.stats(), plan.program.kv_groups(), strict=True)
+    )
+    return {
+        "is_enabled": engine.config.enable_prefix_caching,
+        "cached_bytes": cached_bytes,
+        "query_tokens": counters.query_tokens,
+        "hit_tokens": counters.hit_tokens,
+        "evicted_blocks": counters.evicted_blocks,
+    }
+
+
+def stats_report(engine: Engine) -> dict[str, float]:
+    """Counters (``*_total``) and gauges, flat."""
+    counters = engine.core.counters.as_dict()
+    finished = counters.pop("finished")
+    stats: dict[str, float] = {f"{name}_total": float(value) for name, value in counters.items()}
+    stats |= {f"finished_{reason}_total": float(count) for reason, count in finished.items()}
+    stats["busy_seconds_total"] = engine.busy_s
+    stats["evicted_blocks_total"] = float(engine.store.counters.evicted_blocks)
+    stats["running_sequences"] = float(engine.core.num_running)
+    stats["waiting_sequences"] = float(engine.core.num_waiting)
+    groups = engine.store.stats()
+    stats["kv_blocks"] = float(sum(each.total for each in groups))
+    stats["kv_blocks_used"] = float(sum(each.used for each in groups))
+    stats["kv_blocks_cached"] = float(sum(each.cached for each in groups))
+    stats["ledger_bytes"] = float(engine.resources.ledger.used("ram"))
+    stats["drift_bytes"] = float(engine.drift.drift_bytes)
+    return stats
