@@ -170,6 +170,10 @@ class Engine:
 
     # ---- what can be seen
 
+    def now(self) -> float:
+        """The engine's clock, seconds."""
+        return self._clock.now()
+
     def memory(self) -> dict[str, object]:
         """See `EngineInterface.memory`; documented in `report.memory_report`."""
         self._check_open()
@@ -231,7 +235,11 @@ class Engine:
         continuation.num_output_tokens += 1
         text = continuation.text
         is_stop_token = end is not None and end.stop_token_id is not None
-        shown = "" if is_stop_token and not continuation.request.params.include_stop_str_in_output else text.add(new.token.token_id)
+        shown = (
+            ""
+            if is_stop_token and not continuation.request.params.include_stop_str_in_output
+            else text.add(new.token.token_id)
+        )
         reason: FinishReason | None = None if end is None else end.reason
         stop_reason: str | int | None = None if end is None else end.stop_token_id
         if text.stop is not None:

@@ -13,30 +13,39 @@ if TYPE_CHECKING:
 
 
 def memory_report(engine: Engine) -> dict[str, Any]:
-    """Who owns which bytes.
+    """Who owns which bytes, why, since when.
 
-    Keys: ``limits`` (tier -> bytes), ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``measured`` (pss, rss, above_baseline,
-    has_pss), ``drift`` (bytes, and blocks out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
+    Keys: ``now_s`` (the clock of every ``since_s``), ``tiers`` (tier, limit, used, peak), ``limits`` (tier -> bytes),
+    ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, above_baseline, has_pss), ``drift`` (bytes that no
+    lease explains, blocks per group out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
     depth), ``kv`` (per group), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
     """
     resources, process = engine.resources, engine.machine.process_memory()
-    snapshot = engine.core.snapshot()
+    ledger = resources.ledger
     return {
-        "model": engine.model.name,
-        "limits": {RAM: resources.ledger.limit(RAM)},
+        "now_s": engine.now(),
+        "tiers": [
+            {
+                "tier": RAM,
+                "limit_bytes": ledger.limit(RAM),
+                "used_bytes": ledger.used(RAM),
+                "peak_bytes": ledger.peak(tier=RAM),
+            }
+        ],
+        "limits": {RAM: ledger.limit(RAM)},
         "baseline_bytes": resources.baseline_bytes,
         "planned_bytes": engine.fit.planned_bytes(),
         "reserve_bytes": resources.reserve_bytes(),
-        "measured": {
+        "process": {
             "pss_bytes": process.pss_bytes,
             "rss_bytes": process.rss_bytes,
             "has_pss": process.has_pss,
             "above_baseline_bytes": process.pss_bytes - resources.baseline_bytes,
         },
         "drift": {"num_bytes": engine.drift.drift_bytes, "num_blocks": engine.drift.num_blocks},
-        "ledger": [asdict(row) for row in resources.ledger.rows()],
+        "ledger": [asdict(row) for row in ledger.rows()],
         "kv": _kv_groups(engine),
-        "sequences": snapshot["sequences"],
+        "sequences": engine.core.snapshot()["sequences"],
         "prefix_cache": _prefix_cache(engine),
     }
 
@@ -44,9 +53,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
 def _kv_groups(engine: Engine) -> list[dict[str, Any]]:
     plan = engine.fit.plan
     rows = []
-    for group, stats, pool in zip(
-        plan.program.kv_groups(), engine.store.stats(), engine.resources.pools, strict=True
-    ):
+    for group, stats, pool in zip(plan.program.kv_groups(), engine.store.stats(), engine.resources.pools, strict=True):
         rows.append(
             {
                 "group": group.index,
@@ -87,12 +94,16 @@ def stats_report(engine: Engine) -> dict[str, float]:
     stats |= {f"finished_{reason}_total": float(count) for reason, count in finished.items()}
     stats["busy_seconds_total"] = engine.busy_s
     stats["evicted_blocks_total"] = float(engine.store.counters.evicted_blocks)
-    stats["running_sequences"] = float(engine.core.num_running)
-    stats["waiting_sequences"] = float(engine.core.num_waiting)
-    groups = engine.store.stats()
-    stats["kv_blocks"] = float(sum(each.total for each in groups))
-    stats["kv_blocks_used"] = float(sum(each.used for each in groups))
-    stats["kv_blocks_cached"] = float(sum(each.cached for each in groups))
-    stats["ledger_bytes"] = float(engine.resources.ledger.used("ram"))
+    stats["num_requests_running"] = float(engine.core.num_running)
+    stats["num_requests_waiting"] = float(engine.core.num_waiting)
+    stats["num_preemptions_total"] = stats.pop("preemptions_total")
+    blocks = [
+        (each, engine.fit.plan.block_bytes(group))
+        for each, group in zip(engine.store.stats(), engine.fit.plan.program.kv_groups(), strict=True)
+    ]
+    stats["kv_total_bytes"] = float(sum(each.total * size for each, size in blocks))
+    stats["kv_used_bytes"] = float(sum(each.used * size for each, size in blocks))
+    stats["kv_cached_bytes"] = float(sum(each.cached * size for each, size in blocks))
+    stats["ledger_bytes"] = float(engine.resources.ledger.used(RAM))
     stats["drift_bytes"] = float(engine.drift.drift_bytes)
     return stats

@@ -16,7 +16,7 @@ BASELINE = "baseline"
 """Tier of what the process had before the model came: shown, not counted against ``--memory``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     kind: str
     owner: str
@@ -112,5 +112,7 @@ def _rows(fit: Fit) -> list[_Row]:
         _Row("overhead", "process", request.overhead_bytes, "tokenizer, Python objects, allocator slack (calibrated)"),
         _Row("metadata", "kv store", fit.metadata_bytes, "bookkeeping of KV blocks when all are in use"),
         _Row("kv", "kv store", fit.kv_pool_bytes, f"pool of {pool} blocks of {plan.limits.block_size} tokens"),
-        _Row("reserve", "planner", request.memory_bytes - fit.planned_bytes(), "kept free, and what no whole block fits"),
+        _Row(
+            "reserve", "planner", request.memory_bytes - fit.planned_bytes(), "kept free, and what no whole block fits"
+        ),
     ]
