@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From records to the figures people compare, under the key names of ``vllm bench serve``. The only place that does it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from ziggurat.errors import ConfigError
+from ziggurat.registry import nearest
+from ziggurat.workload.records import RequestRecord
+
+Summary = dict[str, float | int | None]
+GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """With linear interpolation between neighbours (numpy's default). ``values`` must not be empty."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def summarize(
+    records: Sequence[RequestRecord],
+    *,
+    duration_s: float | None = None,
+    goodput: Mapping[str, float] | None = None,
+    percentiles: Sequence[float] = (99,),
+) -> Summary:
+    """Throughput and latencies of a run.
+
+    Latencies and token counts are those of requests that ended by themselves. Failed, aborted, refused and open requests have no
+    latency, but stay in ``num_prompts``, ``failed`` and ``slo_attainment``, so that shedding load cannot look like speed. A figure
+    without any sample is None, not 0.
+
+    Args:
+        duration_s: of the run; by default from the first arrival to the last ending.
+        goodput: limits in ms per metric (``{"ttft": 200, "tpot": 50, "e2el": 2000}``); a request is good if it meets all of them.
+            A limit on a metric that a request does not have (TPOT of a single token) is met.
+
+    Raises:
+        ConfigError: a goodput metric is unknown.
+    """
+    for name in goodput or {}:
+        if name not in GOODPUT_METRICS:
+            hint = nearest(name, list(GOODPUT_METRICS))
+            raise ConfigError(f"unknown goodput metric {name!r}{hint or '.'} Known: {', '.join(GOODPUT_METRICS)}")
+    done = [record for record in records if record.is_success]
+    duration_s = _duration_s(records) if duration_s is None else duration_s
+    num_input = sum(record.num_prompt_tokens for record in done)
+    num_output = sum(record.num_output_tokens for record in done)
+    num_good = sum(_is_good(record, goodput) for record in done) if goodput else None
+    summary: Summary = {
+        "num_prompts": len(records),
+        "completed": len(done),
+        "failed": len(records) - len(done),
+        "duration": duration_s,
+        "total_input_tokens": num_input,
+        "total_output_tokens": num_output,
+        "total_cached_tokens": sum(record.num_cached_tokens for record in done),
+        "num_preemptions": sum(record.num_preemptions for record in records),
+        "request_throughput": _rate(len(done), duration_s),
+        "request_goodput": None if num_good is None else _rate(num_good, duration_s),
+        "slo_attainment": None if num_good is None or not records else num_good / len(records),
+        "output_throughput": _rate(num_output, duration_s),
+        "total_token_throughput": _rate(num_input + num_output, duration_s),
+        "max_output_tokens_per_s": _max_tokens_per_s(done),
+        "max_concurrent_requests": _max_concurrent(records),
+    }
+    samples: dict[str, list[float]] = {
+        "ttft": [value for record in done if (value := record.ttft_s) is not None],
+        "tpot": [value for record in done if (value := record.tpot_s) is not None],
+        "itl": [gap for record in done for gap in record.itl_s],
+        "e2el": [value for record in done if (value := record.e2el_s) is not None],
+        "queue": [value for record in done if (value := record.queue_s) is not None],
+    }
+    for name, values in samples.items():
+        summary |= _spread(name, values, percentiles)
+    return summary
+
+
+def _spread(name: str, values_s: Sequence[float], percentiles: Iterable[float]) -> Summary:
+    values_ms = [1000 * value for value in values_s]
+    spread: Summary = {
+        f"mean_{name}_ms": statistics.fmean(values_ms) if values_ms else None,
+        f"median_{name}_ms": statistics.median(values_ms) if values_ms else None,
+        f"std_{name}_ms": statistics.pstdev(values_ms) if values_ms else None,
+    }
+    for percent in percentiles:
+        spread[f"p{percent:g}_{name}_ms"] = percentile(values_ms, percent) if values_ms else None
+    return spread
+
+
+def _rate(count: float, duration_s: float) -> float | None:
+    return count / duration_s if duration_s > 0 else None
+
+
+def _duration_s(records: Sequence[RequestRecord]) -> float:
+    if not records:
+        return 0.0
+    start_s = min(record.arrival_s for record in records)
+    return max((record.finish_s for record in records if record.finish_s is not None), default=start_s) - start_s
+
+
+def _is_good(record: RequestRecord, goodput: Mapping[str, float]) -> bool:
+    values_s = {"ttft": record.ttft_s, "tpot": record.tpot_s, "e2el": record.e2el_s}
+    return all((value := values_s[name]) is None or 1000 * value <= limit for name, limit in goodput.items())
+
+
+def _max_tokens_per_s(records: Sequence[RequestRecord]) -> int:
+    """The fullest of the seconds counted from the first arrival."""
+    start_s = min((record.arrival_s for record in records), default=0.0)
+    seconds = Counter(int(t_s - start_s) for record in records for row in record.token_times_s for t_s in row)
+    return max(seconds.values(), default=0)
+
+
+def _max_concurrent(records: Sequence[RequestRecord]) -> int:
+    """The most requests that were open at one moment; one that ends when another arrives does not overlap it."""
+    events = [(record.arrival_s, 1) for record in records]
+    events += [(record.finish_s, -1) for record in records if record.finish_s is not None]
+    peak = count = 0
+    for _, change in sorted(events):
+        count += change
+        peak = max(peak, count)
+    return peak
