@@ -33,30 +33,33 @@ def expected_tokens(prompt_ids: Sequence[int], seed: int, num_tokens: int, vocab
 
 
 class HashingExecutor:
-    """KV of a token = hash of the KV before it and of the token; the sampled token = hash of the last KV and the seed."""
+    """KV of a token = hash of the KV before it and of the token; the sampled token = hash of the last KV and the seed.
+
+    Every KV group holds the same values, so that windows and full groups check each other.
+    """
 
     def __init__(self, vocab_size: int = 256) -> None:
         self._vocab_size = vocab_size
-        self._pool: dict[int, list[bytes]] = {}
+        self._pool: dict[tuple[int, int], list[bytes]] = {}
 
     def run(self, batch: Batch) -> StepResult:
         for copy in batch.copies:
-            self._pool[copy.destination] = list(self._pool[copy.source])
+            self._pool[copy.group, copy.destination] = list(self._pool[copy.group, copy.source])
         tokens = {}
         for item in batch.items:
-            state = self._write(item)
+            (state,) = {self._write(item, group) for group in range(len(item.kv.tables))}
             if item.sample is not None:
                 assert item.start + len(item.token_ids) == len(item.sample.prompt_ids) + len(item.sample.output_ids)
                 for seq_id, seed in zip(item.sample.seq_ids, item.sample.seeds, strict=True):
                     tokens[seq_id] = SampledToken(token_id=next_token(state, seed, self._vocab_size))
         return StepResult(tokens=tokens)
 
-    def _write(self, item: BatchItem) -> bytes:
-        size, table = item.kv.block_size, item.kv.tables[0]
+    def _write(self, item: BatchItem, group: int) -> bytes:
+        size, table = item.kv.block_size, item.kv.tables[group]
         state = START
         if item.start:
-            state = self._pool[table[(item.start - 1) // size]][(item.start - 1) % size]
+            state = self._pool[group, table[(item.start - 1) // size]][(item.start - 1) % size]
         for position, token_id in enumerate(item.token_ids, item.start):
             state = chain(state, token_id)
-            self._pool.setdefault(table[position // size], [b""] * size)[position % size] = state
+            self._pool.setdefault((group, table[position // size]), [b""] * size)[position % size] = state
         return state

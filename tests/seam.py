@@ -16,7 +16,7 @@ from ziggurat.memory.kv import KVStore
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.decisions import DecisionLog
-from ziggurat.scheduling.protocol import Executor, TokenBudget
+from ziggurat.scheduling.protocol import BatchPlanner, Executor, TokenBudget
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.scheduling.sequence import Request
 
@@ -74,7 +74,7 @@ def replay(
     script: Script,
     make_executor: Callable[[], Executor],
     *,
-    planner: str = "sarathi",
+    planner: str | BatchPlanner = "sarathi",
     make_store: Callable[[], KVStore] = lambda: BlockStore(24),
     block_bytes: Sequence[int] = (1024,),
     budget: TokenBudget = TokenBudget(max_num_batched_tokens=16, max_num_seqs=6),  # noqa: B008  frozen
@@ -84,7 +84,7 @@ def replay(
     log = DecisionLog()
     core = EngineCore(
         make_store(),
-        planners.resolve(planner),
+        planners.resolve(planner) if isinstance(planner, str) else planner,
         make_executor(),
         budget,
         max_model_len=max_model_len,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from ziggurat.errors import ConfigError
@@ -130,7 +131,7 @@ class RequestRecord:
     @property
     def itl_s(self) -> list[float]:
         """Gaps between successive tokens."""
-        return [later - earlier for row in self.token_times_s for earlier, later in zip(row, row[1:], strict=False)]
+        return [later - earlier for row in self.token_times_s for earlier, later in pairwise(row)]
 
     @property
     def e2el_s(self) -> float | None:
@@ -160,7 +161,14 @@ class RecordBook:
         self._records: dict[str, _OpenRecord] = {}
 
     def arrive(
-        self, request_id: str, t_s: float, num_prompt_tokens: int, *, n: int = 1, tenant: str = "", session: str | None = None
+        self,
+        request_id: str,
+        t_s: float,
+        num_prompt_tokens: int,
+        *,
+        n: int = 1,
+        tenant: str = "",
+        session: str | None = None,
     ) -> None:
         """A request came in; ``n`` continuations will end."""
         assert request_id not in self._records, f"{request_id} arrived twice"

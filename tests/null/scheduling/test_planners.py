@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract suite over every registered planner, and what is special about each."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.blockstore import BlockStore
+from tests.cores import drain, make_core, request
+from tests.kv_check import HashingExecutor
+from tests.planner_contract import CheckedPlanner
+from tests.seam import make_script, replay
+from ziggurat.errors import ConfigError
+from ziggurat.scheduling import planners
+from ziggurat.scheduling.planners import PLANNERS, resolve
+from ziggurat.scheduling.probe import StoreProbe
+from ziggurat.scheduling.protocol import BatchPlan, EngineState, TokenBudget
+
+STALL_FREE = ("sarathi",)
+
+
+def checked(name: str) -> CheckedPlanner:
+    return CheckedPlanner(resolve(name), is_stall_free=name in STALL_FREE)
+
+
+def test_both_planners_are_there_and_names_are_helped() -> None:
+    assert {"sarathi", "prefill-priority"} <= set(PLANNERS)
+    with pytest.raises(ConfigError, match="unknown batch planner 'saratti', did you mean 'sarathi'"):
+        resolve("saratti")
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_a_planner_is_a_small_class(name: str) -> None:
+    assert len(inspect.getsource(PLANNERS.get(name)).splitlines()) < 100
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_nothing_to_do_is_an_empty_plan(name: str) -> None:
+    state = EngineState(running=[], waiting=[], kv=StoreProbe(BlockStore(4), {}), now_s=0.0)
+    assert resolve(name).plan(state, TokenBudget(max_num_batched_tokens=4, max_num_seqs=2)) == BatchPlan()
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10_000),
+    num_blocks=st.integers(24, 60),
+    seqs=st.integers(1, 7),
+    extra_tokens=st.integers(1, 30),
+)
+def test_contract(name: str, seed: int, num_blocks: int, seqs: int, extra_tokens: int) -> None:
+    """Limits, order, determinism, progress at every step of scripts with shared beginnings, forks, aborts and a small pool."""
+    result = replay(
+        make_script(seed, num_requests=8),
+        HashingExecutor,
+        planner=checked(name),
+        make_store=lambda: BlockStore(num_blocks),
+        budget=TokenBudget(max_num_batched_tokens=seqs + extra_tokens, max_num_seqs=seqs),
+    )
+    assert result.core.counters.stalls == 0
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_preemption_is_really_exercised(name: str) -> None:
+    planner = checked(name)
+    replay(make_script(3), HashingExecutor, planner=planner)
+    assert planner.num_preempting_plans > 0
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_a_stream_of_small_requests_does_not_starve_a_large_one(name: str) -> None:
+    core = make_core(num_blocks=12, planner=checked(name), max_model_len=48)
+    core.add(request("early", num_prompt=6, max_tokens=12), 0.0)
+    core.step(0.0)
+    core.add(request("large", num_prompt=40, max_tokens=8), 0.0)
+    ended: list[str] = []
+    for step in range(100):
+        core.add(request(f"small{step}", num_prompt=2, max_tokens=2), 0.0)
+        ended += [entry.request_id for entry in core.step(0.0).finished]
+        if "large" in ended:
+            break
+    assert "large" in ended
+    drain(core)
+
+
+def test_sarathi_runs_decodes_and_a_chunk_together() -> None:
+    core = make_core(planner=resolve("sarathi"), tokens=8)
+    core.add(request("a", num_prompt=2, max_tokens=9), 0.0)
+    core.step(0.0)
+    core.add(request("b", num_prompt=20, max_tokens=2), 0.0)
+    sizes = [(output.num_batched_tokens, [new.seq_id for new in output.tokens]) for output in drain(core)]
+    assert sizes[:4] == [(8, ["a/0"]), (8, ["a/0"]), (7, ["a/0", "b/0"]), (2, ["a/0", "b/0"])]
+
+
+def test_sarathi_admits_whole_prompts_against_the_pool_and_its_watermark() -> None:
+    """Blocks of 4: a's prompt takes 5, b would take 4 of the 5 that are left less the watermark of 1; c may not overtake."""
+    core = make_core(num_blocks=10, tokens=30)
+    core.add(request("a", num_prompt=20, max_tokens=1), 0.0)
+    core.add(request("b", num_prompt=17, max_tokens=1), 0.0)
+    core.add(request("c", num_prompt=2, max_tokens=1), 0.0)
+    assert [entry.seq_id for entry in core.step(0.0).admitted] == ["a/0"]
+    assert [entry.seq_id for entry in core.step(0.0).admitted] == ["b/0", "c/0"]
+
+
+def test_sarathi_keeps_the_blocks_that_running_prompts_will_need() -> None:
+    core = make_core(num_blocks=10, tokens=8, max_model_len=40)
+    core.add(request("a", num_prompt=30, max_tokens=2), 0.0)
+    core.step(0.0)
+    core.add(request("b", num_prompt=10, max_tokens=2), 0.0)
+    steps = [core.step(0.0) for _ in range(3)]
+    assert [output.admitted for output in steps] == [(), (), ()]
+    drain(core)
+    assert core.counters.preemptions == 0
+
+
+def test_prefill_priority_stalls_decodes_while_prompts_wait() -> None:
+    core = make_core(planner=resolve("prefill-priority"), tokens=8)
+    core.add(request("a", num_prompt=2, max_tokens=5), 0.0)
+    core.step(0.0)
+    core.add(request("b", num_prompt=20, max_tokens=2), 0.0)
+    core.add(request("c", num_prompt=3, max_tokens=2), 0.0)
+    core.add(request("d", num_prompt=3, max_tokens=2), 0.0)
+    batches = [(output.num_batched_tokens, [new.seq_id for new in output.tokens]) for output in drain(core)]
+    # b is longer than the budget: three chunks alone; then c and d together; decodes last.
+    assert batches[:5] == [(8, []), (8, []), (4, ["b/0"]), (6, ["c/0", "d/0"]), (4, ["a/0", "b/0", "c/0", "d/0"])]
+
+
+def test_prefill_priority_never_mixes() -> None:
+    for batch in record_batches("prefill-priority"):
+        assert len({size > 1 for size in batch}) == 1
+
+
+def record_batches(name: str) -> list[list[int]]:
+    """Chunk sizes per step of prompts of at least two tokens, in a pool that is large enough."""
+    core = make_core(planner=planners.resolve(name), num_blocks=64, tokens=8)
+    executor = HashingExecutor()
+    sizes: list[list[int]] = []
+
+    class Recording:
+        def run(self, batch):  # type: ignore[no-untyped-def]
+            sizes.append([len(item.token_ids) for item in batch.items])
+            return executor.run(batch)
+
+    core.executor = Recording()
+    for index in range(6):
+        core.add(request(f"r{index}", num_prompt=2 + index, max_tokens=4), 0.0)
+    drain(core)
+    return sizes
