@@ -71,16 +71,19 @@ def summarize(
         "max_output_tokens_per_s": _max_tokens_per_s(done),
         "max_concurrent_requests": _max_concurrent(records),
     }
-    samples: dict[str, list[float]] = {
-        "ttft": [value for record in done if (value := record.ttft_s) is not None],
-        "tpot": [value for record in done if (value := record.tpot_s) is not None],
-        "itl": [gap for record in done for gap in record.itl_s],
-        "e2el": [value for record in done if (value := record.e2el_s) is not None],
-        "queue": [value for record in done if (value := record.queue_s) is not None],
-    }
-    for name, values in samples.items():
-        summary |= _spread(name, values, percentiles)
+    for name, values_s in _samples(done).items():
+        summary |= _spread(name, values_s, percentiles)
     return summary
+
+
+def _samples(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
+    return {
+        "ttft": [value for record in records if (value := record.ttft_s) is not None],
+        "tpot": [value for record in records if (value := record.tpot_s) is not None],
+        "itl": [gap for record in records for gap in record.itl_s],
+        "e2el": [value for record in records if (value := record.e2el_s) is not None],
+        "queue": [value for record in records if (value := record.queue_s) is not None],
+    }
 
 
 def _spread(name: str, values_s: Sequence[float], percentiles: Iterable[float]) -> Summary:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import settings
@@ -16,6 +16,8 @@ from tests.kv_check import HashingExecutor, expected_tokens
 from tests.planner_contract import CheckedPlanner
 from ziggurat.errors import ContextLengthExceeded, EngineError, KVCapacityExceeded, QueueFull
 from ziggurat.memory.kv import KVStore
+from ziggurat.memory.paged import PagedKVStore
+from ziggurat.programs.program import KVGroup
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.outputs import Finished, StepOutput
@@ -26,6 +28,7 @@ from ziggurat.scheduling.sequence import FinishReason, Request, derive_seed
 VOCAB_SIZE = 64
 EOS_ID = 1
 MAX_MODEL_LEN = 44
+MAX_BATCHED_TOKENS = 12
 
 
 class Flaky:
@@ -52,7 +55,7 @@ class Model:
             store,
             CheckedPlanner(planners.resolve(planner), is_stall_free=planner == "sarathi"),
             self.executor,
-            TokenBudget(max_num_batched_tokens=12, max_num_seqs=5),
+            TokenBudget(max_num_batched_tokens=MAX_BATCHED_TOKENS, max_num_seqs=5),
             max_model_len=MAX_MODEL_LEN,
             max_queued_requests=8,
             eos_ids=(EOS_ID,),
@@ -153,11 +156,37 @@ def random_operation(model: Model, rng: random.Random, beginnings: list[list[int
             model.end(done)
 
 
+def full_store(num_blocks: int = 13) -> PagedKVStore:
+    return paged_store((None, num_blocks))
+
+
+def windowed_store() -> PagedKVStore:
+    """A full group and one with a window of 10 tokens: the latter alone would let much more run."""
+    return paged_store((None, 13), (10, 7))
+
+
+def paged_store(*groups: tuple[int | None, int]) -> PagedKVStore:
+    return PagedKVStore(
+        [
+            KVGroup(index=index, layers=(index,), num_kv_heads=1, head_dim=1, window=window)
+            for index, (window, _) in enumerate(groups)
+        ],
+        [num_blocks for _, num_blocks in groups],
+        4,
+        lease=None,
+        block_bytes=(100,) * len(groups),
+        max_chunk_tokens=MAX_BATCHED_TOKENS,
+    )
+
+
+@pytest.mark.parametrize(
+    "make_store", [full_store, windowed_store, lambda: BlockStore(13)], ids=["paged", "windows", "oracle"]
+)
 @pytest.mark.parametrize("planner", planners.PLANNERS.names())
-def test_two_thousand_random_operations(planner: str) -> None:
+def test_two_thousand_random_operations(planner: str, make_store: Callable[[], KVStore]) -> None:
     rng = random.Random(planner)
     beginnings = [[rng.randrange(2, VOCAB_SIZE) for _ in range(12)] for _ in range(2)]
-    model = Model(planner, BlockStore(13))
+    model = Model(planner, make_store())
     for operation in range(2000):
         random_operation(model, rng, beginnings)
         if operation % 20 == 0:
@@ -173,7 +202,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model("sarathi", BlockStore(11))
+        self.model = Model("sarathi", windowed_store())
 
     @rule(
         beginning=st.sampled_from([(), (5,) * 8, (6, 7) * 4]),
