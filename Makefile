@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env env-test env-dev serve test test-full check check-native bench docs clean
+.PHONY: help env env-test env-dev native serve test test-full check check-native bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -45,6 +45,10 @@ env: $(VENV)/.stamp-base ## create .venv with the base dependencies and the nati
 env-test: $(VENV)/.stamp-test ## add what the tests need
 
 env-dev: $(VENV)/.stamp-dev ## add ruff and mypy
+
+native: ## rebuild the native library beside the Python files, incrementally
+	cmake -S native -B build/native -G Ninja -DZIGGURAT_INPLACE=ON -DPython_EXECUTABLE=$(abspath $(PY)) >/dev/null
+	cmake --build build/native
 
 serve: env ## serve the default model; ARGS= passes flags
 	$(VENV)/bin/ziggurat serve $(ARGS)
