@@ -76,6 +76,6 @@ docs: env ## regenerate docs/systems.md
 
 clean: ## remove build products, keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf native/CMakeFiles native/CMakeCache.txt native/CMakeInit.txt native/cmake_install.cmake native/build.ninja native/.ninja_* native/*.a native/.skbuild-info.json
+	rm -rf native/.cmake native/CMakeFiles native/CMakeCache.txt native/CMakeInit.txt native/cmake_install.cmake native/build.ninja native/.ninja_* native/*.a native/.skbuild-info.json
 	rm -f ziggurat/kernels/_native*.so $(VENV)/.stamp-base $(VENV)/.stamp-test $(VENV)/.stamp-dev
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
