@@ -69,7 +69,7 @@ check-native: env-test ## the native kernels under address and undefined-behavio
 	scripts/check_native.sh $(PY)
 
 bench: env ## short benchmarks of the kernels on this machine
-	$(PY) -m ziggurat.kernels.bench
+	$(PY) benchmarks/kernels.py
 
 docs: env ## regenerate docs/systems.md
 	$(PY) -m ziggurat.catalog.render

@@ -45,8 +45,11 @@ void tile(const LinearArgs& a, int64_t row, int64_t panel) {
   vec8 sums[kRows][kPanels][2];
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kPanels; ++p) sums[r][p][0] = sums[r][p][1] = zero8();
+  // The hardware follows one slow stream badly; past the panel's end lies the next one, and a prefetch never faults.
+  constexpr int64_t kAhead = (kPanels == 1 ? 2048 : 512) / static_cast<int64_t>(sizeof(W));
   for (int64_t k = 0; k < a.k; ++k) {
     for (int p = 0; p < kPanels; ++p) {
+      __builtin_prefetch(w + p * panel_size + k * kPanelWidth + kAhead);
       const vec8 left = load8(w + p * panel_size + k * kPanelWidth);
       const vec8 right = load8(w + p * panel_size + k * kPanelWidth + 8);
       for (int r = 0; r < kRows; ++r) {
