@@ -78,9 +78,8 @@ def pss_bytes(pid: int) -> int:
 
 def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
     """The child: load, run the planned batch to its full length, print what was planned."""
-    from ziggurat.engine.engine import Engine
-
     from ziggurat.engine.config import EngineConfig
+    from ziggurat.engine.engine import Engine
     from ziggurat.engine.types import GenerateRequest
     from ziggurat.memory.fit import SizeRequest, fit, sequence_bytes
     from ziggurat.programs.architectures import build_program
