@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A torch interpreter of training Programs: runs the ops functionally, so that autograd differentiates them.
+
+Shapes: B sequences of T tokens; an activation of the Program is [B * T, n] with the sequences one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ziggurat.programs import ops
+from ziggurat.programs.program import Program
+
+
+class ProgramModel(nn.Module):
+    """Holds the weights of a Program (fp32, by Hugging Face's names) and runs it on whole sequences.
+
+    Every sequence starts at position 0 and is as long as the others; padding belongs to the right, where a causal
+    model does not see it.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        if program.mode != "train":
+            raise ValueError(f"the interpreter needs a Program with mode='train', not {program.mode!r}")
+        self.program = program
+        self._slots: dict[str, str] = {}
+        for name, spec in program.weights.items():
+            if spec.tied_to is None:
+                self._slots[name] = name.replace(".", "__")
+                self.register_parameter(self._slots[name], nn.Parameter(torch.zeros(spec.shape)))
+        frequencies = torch.tensor(program.rope.inverse_frequencies(), dtype=torch.float64)
+        angles = torch.arange(program.max_position, dtype=torch.float64)[:, None] * frequencies[None, :]
+        self.register_buffer("cosines", angles.cos().float(), persistent=False)
+        self.register_buffer("sines", angles.sin().float(), persistent=False)
+
+    def weight(self, name: str) -> nn.Parameter:
+        """The parameter behind a Hugging Face name; a tied name gives the parameter it shares."""
+        parameter = getattr(self, self._slots[self.program.weights[name].tied_to or name])
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """Stored weights by Hugging Face's names; tied ones appear once, under the name they share."""
+        return {name: self.weight(name) for name in self._slots}
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies tensors of any float type into the weights.
+
+        Raises:
+            KeyError: a weight is absent.
+            ValueError: a shape differs.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_weights().items():
+                if tensors[name].shape != parameter.shape:
+                    raise ValueError(f"{name}: shape {tuple(tensors[name].shape)}, Program has {tuple(parameter.shape)}")
+                parameter.copy_(tensors[name])
+
+    def forward(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits for token ids.
+
+        Args:
+            ids: [B, T] int64, T at most the Program's max_position.
+            rows: indices [R] into the B * T flattened positions whose logits are wanted; None wants all.
+
+        Returns:
+            [R, vocab] (or [B * T, vocab]).
+        """
+        values: dict[str, Tensor] = {}
+        for op in self.program.ops():
+            values[op.output] = _RUN[type(op)](self, op, values, ids, rows)
+        return values[self.program.epilogue[-1].output]
+
+
+_Runner = Callable[[ProgramModel, ops.Op, dict[str, Tensor], Tensor, "Tensor | None"], Tensor]
+
+
+def _embed(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Embed)
+    embedded = F.embedding(ids.reshape(-1), model.weight(op.weight))
+    return embedded if op.scale == 1.0 else embedded * op.scale
+
+
+def _norm(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Norm)
+    x = values[op.inputs[0]]
+    weight = model.weight(op.weight)
+    if op.weight_offset:
+        weight = weight + op.weight_offset
+    spans = x.reshape(*x.shape[:-1], -1, op.span)
+    return F.rms_norm(spans, (op.span,), weight, op.eps).reshape(x.shape)
+
+
+def _linear(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Linear)
+    bias = None if op.bias is None else model.weight(op.bias)
+    return F.linear(values[op.inputs[0]], model.weight(op.weight), bias)
+
+
+def _rope(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Rope)
+    batch, length = ids.shape
+    x = values[op.inputs[0]].view(batch, length, op.num_heads, op.head_dim)
+    half = model.program.rope.dim // 2
+    cosines, sines = model.cosines[:length, None, :], model.sines[:length, None, :]  # type: ignore[index]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    parts = [first * cosines - second * sines, second * cosines + first * sines]
+    if 2 * half < op.head_dim:
+        parts.append(x[..., 2 * half :])
+    return torch.cat(parts, dim=-1).reshape(batch * length, -1)
+
+
+def _attention(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Attention)
+    batch, length = ids.shape
+    heads = (op.num_heads, op.num_kv_heads, op.num_kv_heads)
+    value = values[op.inputs[2]]
+    # Keys and queries come out of the rotation in fp32; under autocast the values are narrower, and one type is needed.
+    q, k, v = (
+        values[name].to(value.dtype).view(batch, length, count, op.head_dim).transpose(1, 2)
+        for name, count in zip(op.inputs, heads, strict=True)
+    )
+    mask = None
+    if op.window is not None and op.window < length:
+        distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+        mask = (distance >= 0) & (distance < op.window)
+    attended = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=op.scale, enable_gqa=op.num_heads != op.num_kv_heads
+    )
+    return attended.transpose(1, 2).reshape(batch * length, -1)
+
+
+def _gated(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.GatedActivation)
+    gate, up = values[op.inputs[0]], values[op.inputs[1]]
+    activated = F.silu(gate) if op.function == "silu" else F.gelu(gate, approximate="tanh")
+    return activated * up
+
+
+def _add(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    return values[op.inputs[0]] + values[op.inputs[1]]
+
+
+def _select(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    x = values[op.inputs[0]]
+    return x if rows is None else x[rows]
+
+
+_RUN: dict[type[ops.Op], _Runner] = {
+    ops.Embed: _embed,
+    ops.Norm: _norm,
+    ops.Linear: _linear,
+    ops.Rope: _rope,
+    ops.Attention: _attention,
+    ops.GatedActivation: _gated,
+    ops.Add: _add,
+    ops.SelectRows: _select,
+}
