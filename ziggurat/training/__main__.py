@@ -17,7 +17,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ziggurat.training", description="Train a model by a recipe.")
     parser.add_argument("--recipe", required=True, help="name of a recipe in the package, or a TOML file")
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoint, log and model")
-    parser.add_argument("--text", action="append", default=[], help="a UTF-8 text file for the source 'text' (repeatable)")
+    parser.add_argument(
+        "--text", action="append", default=[], help="a UTF-8 text file for the source 'text' (repeatable)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     parser.add_argument("--max-steps", type=int, default=None, help="stop after that many steps")
     arguments = parser.parse_args()

@@ -112,7 +112,9 @@ def load_recipe(name_or_path: str) -> TrainingConfig:
         path = RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         known = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
-        raise ConfigError(f"no recipe {name_or_path!r}{nearest(name_or_path, known) or '.'} Known: {', '.join(known)}, or a .toml file")
+        raise ConfigError(
+            f"no recipe {name_or_path!r}{nearest(name_or_path, known) or '.'} Known: {', '.join(known)}, or a .toml file"
+        )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -124,7 +126,9 @@ def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> TrainingC
     """A `TrainingConfig` from parsed TOML; see `load_recipe` for the errors."""
     fields = dict(raw)
     fields["optimizer"] = _build(OptimizerConfig, fields.get("optimizer", {}), f"{origin}: optimizer")
-    fields["stages"] = tuple(_stage(stage, f"{origin}: stages[{i}]") for i, stage in enumerate(fields.get("stages", ())))
+    fields["stages"] = tuple(
+        _stage(stage, f"{origin}: stages[{i}]") for i, stage in enumerate(fields.get("stages", ()))
+    )
     fields["texts"] = tuple(fields.get("texts", ()))
     config: TrainingConfig = _build(TrainingConfig, fields, origin)
     check(config, origin)
@@ -143,9 +147,13 @@ def check(config: TrainingConfig, origin: str = "recipe") -> None:
     for stage in config.stages:
         label = f"{origin}: stage {stage.name!r}"
         if not stage.lengths_tokens or min(stage.lengths_tokens) < 8 or max(stage.lengths_tokens) > limit:
-            raise ConfigError(f"{label}: lengths_tokens is {stage.lengths_tokens}, each must be in 8..{limit} (max_position_embeddings)")
+            raise ConfigError(
+                f"{label}: lengths_tokens is {stage.lengths_tokens}, each must be in 8..{limit} (max_position_embeddings)"
+            )
         if stage.tokens_per_step < max(stage.lengths_tokens):
-            raise ConfigError(f"{label}: tokens_per_step {stage.tokens_per_step} is below the length {max(stage.lengths_tokens)}")
+            raise ConfigError(
+                f"{label}: tokens_per_step {stage.tokens_per_step} is below the length {max(stage.lengths_tokens)}"
+            )
         if not stage.mixture or any(entry.share <= 0 for entry in stage.mixture):
             raise ConfigError(f"{label}: the mixture needs at least one entry, each with a share above 0")
 
@@ -166,7 +174,9 @@ def _build(cls: type[Any], raw: Mapping[str, Any], origin: str) -> Any:
     known = {spec.name: spec for spec in dataclasses.fields(cls)}
     for key in raw:
         if key not in known:
-            raise ConfigError(f"{origin}: unknown key {key!r}{nearest(key, list(known)) or '.'} Known: {', '.join(known)}")
+            raise ConfigError(
+                f"{origin}: unknown key {key!r}{nearest(key, list(known)) or '.'} Known: {', '.join(known)}"
+            )
     for name, spec in known.items():
         has_default = spec.default is not dataclasses.MISSING or spec.default_factory is not dataclasses.MISSING
         if name not in raw and not has_default:

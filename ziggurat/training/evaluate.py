@@ -59,7 +59,12 @@ def make_items(tokenizer: Tokenizer, task: str, length_tokens: int, num_items: i
 
 
 def evaluate_task(
-    model: ProgramModel, tokenizer: Tokenizer, task: str, length_tokens: int, num_items: int, seed: int = EVALUATION_SEED
+    model: ProgramModel,
+    tokenizer: Tokenizer,
+    task: str,
+    length_tokens: int,
+    num_items: int,
+    seed: int = EVALUATION_SEED,
 ) -> TaskResult:
     """Accuracy over `num_items` held-out items (ConfigError for an unknown task)."""
     correct, pending = 0, []
@@ -71,7 +76,9 @@ def evaluate_task(
             pending = []
     if pending:
         correct += sum(right_answers(model, pending))
-    return TaskResult(task=task, length_tokens=length_tokens, accuracy=Accuracy(num_items=num_items, num_correct=correct))
+    return TaskResult(
+        task=task, length_tokens=length_tokens, accuracy=Accuracy(num_items=num_items, num_correct=correct)
+    )
 
 
 @torch.no_grad()
@@ -97,7 +104,11 @@ def right_answers(model: ProgramModel, items: Sequence[EncodedItem]) -> list[boo
 
 @torch.no_grad()
 def held_out_loss(
-    model: ProgramModel, tokenizer: Tokenizer, texts: Sequence[str] = (), length_tokens: int = 256, num_sequences: int = 64
+    model: ProgramModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str] = (),
+    length_tokens: int = 256,
+    num_sequences: int = 64,
 ) -> dict[str, float]:
     """Mean loss in nats per counted token on held-out prose and chats (and user text, if files are given)."""
     sources = build_sources(tokenizer, texts, "held_out")

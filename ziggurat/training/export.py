@@ -42,7 +42,11 @@ def export_model(
 ) -> None:
     """Writes config.json, model.safetensors (bf16), tokenizer files, generation_config.json and MODEL_CARD.md."""
     save_tokenizer(tokenizer, folder, model.program.max_position)
-    ids = {"bos_token_id": SPECIAL_TOKENS.index("<|begin|>"), "eos_token_id": [TURN, END], "pad_token_id": SPECIAL_TOKENS.index("<|pad|>")}
+    ids = {
+        "bos_token_id": SPECIAL_TOKENS.index("<|begin|>"),
+        "eos_token_id": [TURN, END],
+        "pad_token_id": SPECIAL_TOKENS.index("<|pad|>"),
+    }
     _write_json(folder / "config.json", {**config.model, **ids, "dtype": "bfloat16"})
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.7, "top_p": 0.95})
     tensors = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.named_weights().items()}
@@ -72,7 +76,11 @@ def model_card(model: ProgramModel, config: TrainingConfig, summary: RunSummary)
         f"hidden size {program.hidden_size}, context {program.max_position} tokens, bf16.",
         "",
         "**Provenance.** Trained by Ziggurat's own trainer on text that Ziggurat generates: retrieval tasks, template prose and"
-        + (" chats. No outside text." if not config.texts else f" chats, and {len(config.texts)} text file(s) of the user."),
+        + (
+            " chats. No outside text."
+            if not config.texts
+            else f" chats, and {len(config.texts)} text file(s) of the user."
+        ),
         f"Initial weights: {_INITIAL[config.initial]}",
         "",
         "**Licence.** Apache-2.0.",
@@ -84,15 +92,24 @@ def model_card(model: ProgramModel, config: TrainingConfig, summary: RunSummary)
         f"| tokens seen | {position.tokens:,} |",
         f"| time in steps | {position.train_time_s / 60:.1f} minutes, two CPU cores shared with other work |",
     ]
-    lines += [f"| final running loss, {name} | {loss:.4f} nats per counted token |" for name, loss in sorted(position.loss.items())]
+    lines += [
+        f"| final running loss, {name} | {loss:.4f} nats per counted token |"
+        for name, loss in sorted(position.loss.items())
+    ]
     for name, loss in sorted(summary.held_out.items()):
         lines.append(f"| held-out perplexity, {name} | {math.exp(loss):.2f} ({loss:.4f} nats per token) |")
     if summary.accuracies:
         lines += ["", "| task | length (tokens) | items | accuracy | 95 % Wilson interval |", "|---|---|---|---|---|"]
         for row in summary.accuracies:
             interval = f"{row['wilson_low']:.3f} to {row['wilson_high']:.3f}"
-            lines.append(f"| {row['task']} | {row['length_tokens']} | {row['n']} | {row['accuracy']:.3f} | {interval} |")
-    lines += ["", "**Limits.** Very small. It finds things in the text it is given and writes simple sentences; it knows almost nothing else.", ""]
+            lines.append(
+                f"| {row['task']} | {row['length_tokens']} | {row['n']} | {row['accuracy']:.3f} | {interval} |"
+            )
+    lines += [
+        "",
+        "**Limits.** Very small. It finds things in the text it is given and writes simple sentences; it knows almost nothing else.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -138,7 +138,9 @@ def text_source(tokenizer: Tokenizer, texts: Sequence[str], split: Split) -> Sou
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"text file {name} cannot be read as UTF-8: {error}") from error
         if len(ids) < 200:
-            raise ConfigError(f"text file {name} has {len(ids)} tokens; at least 200 are needed (190 to train, 10 held out)")
+            raise ConfigError(
+                f"text file {name} has {len(ids)} tokens; at least 200 are needed (190 to train, 10 held out)"
+            )
         border = len(ids) - max(10, int(len(ids) * _HELD_OUT_SHARE))
         parts.append(np.concatenate([[BEGIN], ids[:border] if split == "train" else ids[border:], [END]]))
     stream = np.concatenate(parts)

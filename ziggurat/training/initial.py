@@ -44,7 +44,7 @@ def random_weights(program: Program, seed: int) -> dict[str, Tensor]:
 
 def _orthonormal_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """[rows, columns] with orthonormal rows (rows <= columns)."""
-    q, _ = torch.linalg.qr(torch.randn(columns, rows, generator=generator))
+    q: Tensor = torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0]
     return q.T.contiguous()
 
 
@@ -56,7 +56,9 @@ def retrieval_weights(program: Program, seed: int) -> dict[str, Tensor]:
     """
     attention = next((op for op in program.ops() if isinstance(op, ops.Attention)), None)
     if attention is None or len(program.layers) < 3 or program.hidden_size != 256 or attention.head_dim != 64:
-        raise ConfigError("initial = 'retrieval' needs at least 3 layers, hidden size 256 and head size 64; use initial = 'random'")
+        raise ConfigError(
+            "initial = 'retrieval' needs at least 3 layers, hidden size 256 and head size 64; use initial = 'random'"
+        )
     if (attention.num_heads, attention.num_kv_heads) != (4, 2):
         raise ConfigError("initial = 'retrieval' needs 4 query heads over 2 KV heads; use initial = 'random'")
     generator = torch.Generator().manual_seed(seed + 1)
@@ -75,7 +77,9 @@ def retrieval_weights(program: Program, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-def _sketch_previous(weights: dict[str, Tensor], program: Program, code: slice, spans: list[slice], gather: Tensor) -> None:
+def _sketch_previous(
+    weights: dict[str, Tensor], program: Program, code: slice, spans: list[slice], gather: Tensor
+) -> None:
     """Layer 0: heads 0, 1, 2 attend one, two and three places back and write that token's code into their span.
 
     The constant coordinate feeds key a and query a * exp(-i theta d) in the fast frequencies, so that the score after

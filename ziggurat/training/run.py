@@ -58,7 +58,9 @@ def run_training(
     """
     check(config)
     if not resume and (folder / "checkpoint.pt").exists():
-        raise ConfigError(f"{folder} already holds a checkpoint: pass resume (--resume) to go on, or name another folder")
+        raise ConfigError(
+            f"{folder} already holds a checkpoint: pass resume (--resume) to go on, or name another folder"
+        )
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     tokenizer = load_or_make_tokenizer(config, folder)

@@ -88,7 +88,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Gradients of the weighted mean loss; returns loss and correctness of each predicted token."""
-        cast = contextlib.nullcontext()
+        cast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self._autocast_type is not None:
             cast = torch.autocast("cpu", dtype=self._autocast_type)
         targets, weights = torch.from_numpy(batch.targets), torch.from_numpy(batch.weights)
@@ -170,7 +170,9 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train_loop(trainer: Trainer, progress: Progress, should_stop: Callable[[], bool], max_steps: int | None = None) -> bool:
+def train_loop(
+    trainer: Trainer, progress: Progress, should_stop: Callable[[], bool], max_steps: int | None = None
+) -> bool:
     """Steps until the recipe ends (True), or a stop is asked for or `max_steps` are done (False). Saves at the end."""
     config, position = trainer.config, trainer.position
     saved_s = trainer.clock.now()

@@ -39,7 +39,9 @@ def _num_lines(length_tokens: int, line_tokens: int, num_questions: int, questio
     """Lines that fit beside the begin token, the first newline and the questions; at least one."""
     room = length_tokens - _BEGIN_TOKENS - 1 - num_questions * question_tokens
     if room < line_tokens:
-        raise ValueError(f"{num_questions} questions of {question_tokens} tokens leave no room for a line in {length_tokens} tokens")
+        raise ValueError(
+            f"{num_questions} questions of {question_tokens} tokens leave no room for a line in {length_tokens} tokens"
+        )
     return room // line_tokens
 
 
@@ -89,7 +91,9 @@ def needle(rng: Generator, pool: WordPool, length_tokens: int, num_questions: in
     """Sentences ` The secret word of key key is value value.` hidden in prose, one per question; asked by their beginning."""
     relations = [_RELATIONS[int(i)] for i in rng.integers(len(_RELATIONS), size=num_questions)]
     keys = _distinct(rng, pool, num_questions, 2)
-    facts = [(f" The {relation} of{key} is", _words(rng, pool, 2)) for relation, key in zip(relations, keys, strict=True)]
+    facts = [
+        (f" The {relation} of{key} is", _words(rng, pool, 2)) for relation, key in zip(relations, keys, strict=True)
+    ]
     questions = _asked(facts, [int(i) for i in rng.permutation(num_questions)], "")
     needles = [f"{statement}{value}.\n" for statement, value in facts]
     room = length_tokens - _BEGIN_TOKENS - 2 - sum(len(pool.encode(text)) for text in needles)
@@ -127,17 +131,18 @@ def prefix_suffix(rng: Generator, pool: WordPool, length_tokens: int, num_questi
     prefixes = _distinct(rng, pool, num_lines, 4)
     pairs = [(prefix, _words(rng, pool, 4)) for prefix in prefixes]
     context = "\n" + "".join(f"{prefix}{suffix}\n" for prefix, suffix in pairs)
-    return TaskItem(task="prefix_suffix", context=context, questions=_asked(pairs, _ask(rng, num_lines, num_questions), ""))
+    return TaskItem(
+        task="prefix_suffix", context=context, questions=_asked(pairs, _ask(rng, num_lines, num_questions), "")
+    )
 
 
 @TASKS.register("variable_tracking")
 def variable_tracking(rng: Generator, pool: WordPool, length_tokens: int, num_questions: int) -> TaskItem:
-    """Assignments ` name name = value value` and ` name name = name name`; the question follows one to three of them.
+    """Lines ` name name is value` and ` name name is name name`; one to three of them lead from the question to its value.
 
     A chain's lines keep their order among the lines of the others (RULER's variable tracking, Hsieh et al. 2024).
     """
-    line_tokens = 5 + len(pool.encode(" ="))
-    num_lines = _num_lines(length_tokens, line_tokens, num_questions, line_tokens)
+    num_lines = _num_lines(length_tokens, 6, num_questions, 5)
     names = _distinct(rng, pool, num_lines, 2)
     chains: list[list[str]] = []
     for name in names:
@@ -145,13 +150,13 @@ def variable_tracking(rng: Generator, pool: WordPool, length_tokens: int, num_qu
             chains[-1].append(name)
         else:
             chains.append([name])
-    values = [_words(rng, pool, 2) for _ in chains]
+    values = [_words(rng, pool, 1) for _ in chains]
     owners = rng.permutation(np.repeat(np.arange(len(chains)), [len(chain) for chain in chains]))
     done = [0] * len(chains)
     lines = []
     for owner in owners.tolist():
         source = values[owner] if done[owner] == 0 else chains[owner][done[owner] - 1]
-        lines.append(f"{chains[owner][done[owner]]} ={source}\n")
+        lines.append(f"{chains[owner][done[owner]]} is{source}\n")
         done[owner] += 1
     pairs = [(chain[-1], value) for chain, value in zip(chains, values, strict=True)]
     asked = _asked(pairs, _ask(rng, len(pairs), num_questions), " is")
@@ -160,9 +165,8 @@ def variable_tracking(rng: Generator, pool: WordPool, length_tokens: int, num_qu
 
 @TASKS.register("many_shot")
 def many_shot(rng: Generator, pool: WordPool, length_tokens: int, num_questions: int) -> TaskItem:
-    """Examples ` word word -> label`, where the first word decides the label; asked with a second word not seen with it."""
-    line_tokens = 4 + len(pool.encode(" ="))
-    num_lines = _num_lines(length_tokens, line_tokens, num_questions, line_tokens)
+    """Examples ` word word is label`, where the first word decides the label; asked with a second word not seen with it."""
+    num_lines = _num_lines(length_tokens, 5, num_questions, 5)
     num_words = int(min(max(2, num_lines // 6), 24))
     labels = _distinct(rng, pool, 4, 1)
     firsts = _distinct(rng, pool, num_words, 1)
@@ -173,13 +177,12 @@ def many_shot(rng: Generator, pool: WordPool, length_tokens: int, num_questions:
         first = firsts[index] if index < num_words else firsts[int(rng.integers(num_words))]
         second = _words(rng, pool, 1)
         seen.add((first, second))
-        lines.append(f"{first}{second} ={meaning[first]}\n")
+        lines.append(f"{first}{second} is{meaning[first]}\n")
     order = [lines[int(i)] for i in rng.permutation(num_lines)]
     pairs: list[tuple[str, str]] = []
     while len(pairs) < num_questions:
         first, second = firsts[int(rng.integers(num_words))], _words(rng, pool, 1)
         if (first, second) not in seen:
             pairs.append((first + second, meaning[first]))
-    return TaskItem(
-        task="many_shot", context="\n" + "".join(order), questions=_asked(pairs, list(range(num_questions)), " =")
-    )
+    questions = _asked(pairs, list(range(num_questions)), " is")
+    return TaskItem(task="many_shot", context="\n" + "".join(order), questions=questions)
