@@ -63,7 +63,8 @@ def load_exported(folder: Path) -> tuple[ProgramModel, Tokenizer]:
 
 def model_card(model: ProgramModel, config: TrainingConfig, summary: RunSummary) -> str:
     """The card: what it is, where it comes from, what it cost, what it can do."""
-    program, position = model.program, summary.position
+    program = model.program
+    outside = f"and {len(config.texts)} text file(s) of the user" if config.texts else "and no outside text"
     lines = [
         "---",
         "license: apache-2.0",
@@ -75,42 +76,45 @@ def model_card(model: ProgramModel, config: TrainingConfig, summary: RunSummary)
         f"{program.architecture}, {program.num_parameters():,} parameters (tied embeddings), {len(program.layers)} layers, "
         f"hidden size {program.hidden_size}, context {program.max_position} tokens, bf16.",
         "",
-        "**Provenance.** Trained by Ziggurat's own trainer on text that Ziggurat generates: retrieval tasks, template prose and"
-        + (
-            " chats. No outside text."
-            if not config.texts
-            else f" chats, and {len(config.texts)} text file(s) of the user."
-        ),
-        f"Initial weights: {_INITIAL[config.initial]}",
+        "**Provenance.** Trained by Ziggurat's own trainer on what Ziggurat generates (retrieval tasks, template prose, chats) "
+        f"{outside}. Initial weights: {_INITIAL[config.initial]}",
         "",
         "**Licence.** Apache-2.0.",
         "",
-        "| training | |",
-        "|---|---|",
-        f"| recipe | `{summary.recipe}` |",
-        f"| optimizer steps | {position.step:,} |",
-        f"| tokens seen | {position.tokens:,} |",
-        f"| time in steps | {position.train_time_s / 60:.1f} minutes, two CPU cores shared with other work |",
-    ]
-    lines += [
-        f"| final running loss, {name} | {loss:.4f} nats per counted token |"
-        for name, loss in sorted(position.loss.items())
-    ]
-    for name, loss in sorted(summary.held_out.items()):
-        lines.append(f"| held-out perplexity, {name} | {math.exp(loss):.2f} ({loss:.4f} nats per token) |")
-    if summary.accuracies:
-        lines += ["", "| task | length (tokens) | items | accuracy | 95 % Wilson interval |", "|---|---|---|---|---|"]
-        for row in summary.accuracies:
-            interval = f"{row['wilson_low']:.3f} to {row['wilson_high']:.3f}"
-            lines.append(
-                f"| {row['task']} | {row['length_tokens']} | {row['n']} | {row['accuracy']:.3f} | {interval} |"
-            )
-    lines += [
+        *_training_table(summary),
+        *_accuracy_table(summary.accuracies),
         "",
-        "**Limits.** Very small. It finds things in the text it is given and writes simple sentences; it knows almost nothing else.",
+        "**Limits.** Very small: it finds things in the text it is given and writes simple sentences, and knows almost nothing else.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _training_table(summary: RunSummary) -> list[str]:
+    position = summary.position
+    rows = [
+        ("recipe", f"`{summary.recipe}`"),
+        ("optimizer steps", f"{position.step:,}"),
+        ("tokens seen", f"{position.tokens:,}"),
+        ("wall time in steps", f"{position.train_time_s / 60:.1f} minutes, two CPU cores shared with other work"),
+    ]
+    rows += [
+        (f"final running loss, {name}", f"{loss:.4f} nats per counted token")
+        for name, loss in sorted(position.loss.items())
+    ]
+    for name, loss in sorted(summary.held_out.items()):
+        rows.append((f"held-out perplexity, {name}", f"{math.exp(loss):.2f} ({loss:.4f} nats per token)"))
+    return ["| training | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _accuracy_table(accuracies: tuple[dict[str, object], ...]) -> list[str]:
+    if not accuracies:
+        return []
+    lines = ["", "| task | length (tokens) | items | accuracy | 95 % Wilson interval |", "|---|---|---|---|---|"]
+    for row in accuracies:
+        interval = f"{row['wilson_low']:.3f} to {row['wilson_high']:.3f}"
+        lines.append(f"| {row['task']} | {row['length_tokens']} | {row['n']} | {row['accuracy']:.3f} | {interval} |")
+    return lines
 
 
 _INITIAL = {

@@ -57,6 +57,7 @@ def run_training(
         ModelError: nothing to resume, or the checkpoint is damaged.
     """
     check(config)
+    _check_texts(config)
     if not resume and (folder / "checkpoint.pt").exists():
         raise ConfigError(
             f"{folder} already holds a checkpoint: pass resume (--resume) to go on, or name another folder"
@@ -88,6 +89,20 @@ def run_training(
         tokens=position.tokens,
         held_out=held_out,
     )
+
+
+def _check_texts(config: TrainingConfig) -> None:
+    """Files that no stage reads, and stages that have no files, are errors and not surprises."""
+    is_read = any(entry.source == "text" for stage in config.stages for entry in stage.mixture)
+    if config.texts and not is_read:
+        raise ConfigError(
+            f"{len(config.texts)} text file(s) given, but no stage of recipe {config.name!r} has the source 'text'; "
+            "use the recipe 'text' or add the source to a stage"
+        )
+    if is_read and not config.texts:
+        raise ConfigError(
+            f"recipe {config.name!r} trains on the source 'text': name at least one text file (--text FILE)"
+        )
 
 
 def load_or_make_tokenizer(config: TrainingConfig, folder: Path) -> Tokenizer:

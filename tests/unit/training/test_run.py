@@ -82,6 +82,14 @@ def test_the_run_leaves_log_and_loss_curve(result: TrainingResult) -> None:
     assert set(result.held_out or {}) == {"prose", "chat", "text"}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "texts", "words"), [("tiny", ("a.txt",), "use the recipe 'text'"), ("text", (), "--text FILE")]
+)
+def test_texts_and_recipe_must_agree(recipe: str, texts: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run_training(dataclasses.replace(load_recipe(recipe), texts=texts), tmp_path)
+
+
 def test_a_finished_folder_is_not_overwritten(result: TrainingResult) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         run_training(load_recipe("tiny"), result.checkpoint_path.parent)
