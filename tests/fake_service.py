@@ -18,7 +18,9 @@ WORDS = ("the", "ziggurat", "rises", "in", "steps", "each", "one", "of", "brick"
 FIRST_WORD_ID = 256
 KV_BYTES_PER_TOKEN = 1024
 EOS_AFTER = 24
+BLOCK_TOKENS = 16
 MIB = 1 << 20
+STARTED_S = time.monotonic()
 
 
 class FakeService:
@@ -46,6 +48,7 @@ class FakeService:
         self.aborted: list[str] = []
         self.running: dict[str, int] = {}
         self.since_s: dict[str, float] = {}
+        self.queue_s: dict[str, float] = {}
         self.broken: str | None = None
         self.is_closed = False
         self.fail_after: int | None = None
@@ -57,7 +60,6 @@ class FakeService:
         self._prefixes: set[tuple[int, ...]] = set()
         self._is_draining = False
         self._gives_up = False
-        self._queue_times_s: list[float] = []
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -113,7 +115,7 @@ class FakeService:
             raise
         finally:
             self._num_waiting -= 1
-        self._queue_times_s.append(time.monotonic() - arrived_s)
+        self.queue_s[request.request_id] = time.monotonic() - arrived_s
         self.since_s[request.request_id] = time.monotonic()
         try:
             async for output in self._words(request):
@@ -156,6 +158,7 @@ class FakeService:
                     num_cached_tokens=num_cached,
                     num_output_tokens=step + 1,
                     error=self.broken,
+                    queue_s=self.queue_s[request.request_id],
                 )
             if all(ends.values()):
                 return
@@ -193,34 +196,54 @@ class FakeService:
         return ServiceStats(
             num_running=len(self.running),
             num_waiting=self._num_waiting,
-            kv_total_bytes=self._kv_tokens * KV_BYTES_PER_TOKEN,
-            kv_used_bytes=sum(self.running.values()) * KV_BYTES_PER_TOKEN,
-            kv_cached_bytes=self._cached_bytes(),
-            queue_times_s=self._queue_times_s[-100:],
-            num_queue_times=len(self._queue_times_s),
+            kv_usage_ratio=sum(self.running.values()) / self._kv_tokens,
         )
 
-    def _cached_bytes(self) -> int:
-        free = self._kv_tokens - sum(self.running.values())
-        return min(16 * len(self._prefixes), max(0, free)) * KV_BYTES_PER_TOKEN
+    def _cached_blocks(self) -> int:
+        return min(len(self._prefixes), (self._kv_tokens - sum(self.running.values())) // BLOCK_TOKENS)
 
     async def memory(self) -> dict[str, Any]:
-        pool_bytes = self._kv_tokens * KV_BYTES_PER_TOKEN
+        """The shape of `ziggurat.engine.report.memory_report`."""
+        num_blocks, num_cached = self._kv_tokens // BLOCK_TOKENS, self._cached_blocks()
+        num_used = sum(-(-tokens // BLOCK_TOKENS) for tokens in self.running.values())
+        block_bytes = BLOCK_TOKENS * KV_BYTES_PER_TOKEN
         top = [
-            _row("baseline", "process", 48 * MIB, 0, "after imports, thread pools and one warm-up step"),
             _row("weights", "model", 15 * MIB, 0, "packed weights, bf16"),
             _row("workspace", "executor", 3 * MIB, 0, "activations of one step"),
-            _row("kv", "pool", pool_bytes, 0, "what the budget leaves"),
+            _row("kv", "pool", num_blocks * block_bytes, 0, "what the budget leaves"),
         ]
-        inside = [
-            _row("kv", request_id, tokens * KV_BYTES_PER_TOKEN, 1, "a running request")
-            for request_id, tokens in self.running.items()
-        ]
-        inside.append(_row("kv", "prefix cache", self._cached_bytes(), 1, "beginnings that may come back"))
+        inside = [_row("kv", name, tokens * KV_BYTES_PER_TOKEN, 1, "running") for name, tokens in self.running.items()]
+        inside.append(_row("kv", "prefix cache", num_cached * block_bytes, 1, "beginnings that may come back"))
+        group = {
+            "group": 0,
+            "block_size_tokens": BLOCK_TOKENS,
+            "block_bytes": block_bytes,
+            "total_blocks": num_blocks,
+            "used_blocks": num_used,
+            "cached_blocks": num_cached,
+            "free_blocks": num_blocks - num_used - num_cached,
+        }
         return {
-            "tiers": [{"tier": "ram", "limit_bytes": 128 * MIB, "used_bytes": sum(row["num_bytes"] for row in top)}],
+            "limits": {"ram": 64 * MIB},
+            "baseline_bytes": 48 * MIB,
+            "measured": {"pss_bytes": 75 * MIB, "rss_bytes": 80 * MIB, "has_pss": True},
             "ledger": top + inside,
-            "process": {"pss_bytes": 66 * MIB, "rss_bytes": 70 * MIB, "baseline_bytes": 48 * MIB},
+            "kv": [group],
+            "sequences": [self._sequence(name, tokens) for name, tokens in self.running.items()],
+        }
+
+    def _sequence(self, name: str, tokens: int) -> dict[str, Any]:
+        request = next(request for request in self.requests if request.request_id == name)
+        num_prompt = len(request.prompt_ids)
+        return {
+            "seq_id": name,
+            "request_id": name,
+            "state": "running",
+            "since_s": self.since_s[name],
+            "num_prompt_tokens": num_prompt,
+            "num_output_tokens": tokens - num_prompt,
+            "num_cached_tokens": 0,
+            "own_bytes": tokens * KV_BYTES_PER_TOKEN,
         }
 
     def failure(self) -> str | None:
@@ -246,7 +269,7 @@ def _row(kind: str, owner: str, num_bytes: int, depth: int, why: str) -> dict[st
         "tier": "ram",
         "num_bytes": num_bytes,
         "peak_bytes": num_bytes,
-        "age_s": 1.0,
+        "since_s": STARTED_S,
         "why": why,
         "depth": depth,
     }

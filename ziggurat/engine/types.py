@@ -41,6 +41,7 @@ class GenerateOutput:
         stop_reason: the stop string or token id that ended it, if one did.
         num_prompt_tokens, num_cached_tokens, num_output_tokens: totals so far, for ``usage``.
         error: message when finish_reason is ``error``.
+        queue_s: seconds from arrival to first scheduling, once that is known.
     """
 
     request_id: str
@@ -53,3 +54,4 @@ class GenerateOutput:
     num_cached_tokens: int
     num_output_tokens: int
     error: str | None = None
+    queue_s: float | None = None

@@ -61,7 +61,7 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
     parts: list[bytes] = []
     num_bytes = 0
     try:
-        async with asyncio.timeout(config.body_timeout_s):
+        async with asyncio.timeout(config.body_timeout):
             async for part in request.stream():
                 num_bytes += len(part)
                 if num_bytes <= cap:
@@ -71,7 +71,7 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
                 if num_bytes > cap * DISCARD_CAPS:
                     break
     except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {config.body_timeout_s:g} s") from None
+        raise BodyTimeout(f"the body did not arrive within {config.body_timeout:g} s") from None
     if num_bytes > cap:
         raise BodyTooLarge(f"the body is over the limit of {cap} bytes; send less or raise --max-body-bytes")
     return b"".join(parts)

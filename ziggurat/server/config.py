@@ -23,23 +23,23 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in", group="server")
     port: int = option(DEFAULT_PORT, "port to listen on; 0 picks a free one and prints it", group="server")
-    shutdown_timeout_s: float = option(
+    shutdown_timeout: float = option(
         30.0, "seconds that running requests get to finish after SIGTERM or Ctrl-C; 0 aborts them", group="server"
     )
     max_body_bytes: int = option(4 * MIB, "largest request body; more gets 413", group="server")
-    body_timeout_s: float = option(30.0, "seconds a client may take to send its request body", group="server")
-    log_interval_s: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="server")
+    body_timeout: float = option(30.0, "seconds a client may take to send its request body", group="server")
+    log_interval: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="server")
 
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 <= self.port <= MAX_PORT:
             raise ConfigError(f"port must be between 0 and {MAX_PORT}, got {self.port!r}")
         if not self.host:
             raise ConfigError("host must not be empty; 127.0.0.1 serves this machine only, 0.0.0.0 every machine")
-        for name in ("shutdown_timeout_s", "log_interval_s"):
+        for name in ("shutdown_timeout", "log_interval"):
             value = getattr(self, name)
             if not 0 <= value <= 86_400:
                 raise ConfigError(f"{name} must be at least 0 and at most 86400 seconds, got {value!r}")
-        if not 0 < self.body_timeout_s <= 86_400:
-            raise ConfigError(f"body_timeout_s must be above 0 and at most 86400 seconds, got {self.body_timeout_s!r}")
+        if not 0 < self.body_timeout <= 86_400:
+            raise ConfigError(f"body_timeout must be above 0 and at most 86400 seconds, got {self.body_timeout!r}")
         if self.max_body_bytes < 1024:
             raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes!r}")

@@ -13,7 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 import ziggurat
-from ziggurat.server.service import Service
+from ziggurat.server.memory_view import kv_bytes
+from ziggurat.server.service import Service, ServiceStats
 from ziggurat.server.serving import Rooms, check_model
 
 STATIC = Path(__file__).parent / "static"
@@ -70,21 +71,24 @@ def _add_state(router: APIRouter, rooms: Rooms) -> None:
         state = rooms.state
         # Draining servers still tell; loading and failed ones say so.
         service = state.service if state.phase == "draining" and state.service else state.ready_service()
-        return _json(
-            {
-                "model": service.model_names[0],
-                "max_model_len": service.max_model_len,
-                "phase": state.phase,
-                "uptime_s": round(time.monotonic() - state.started_s, 3),
-                "requests": _request_counts(rooms),
-                **await service.memory(),
-            }
-        )
+        memory, stats = await service.memory(), await service.stats()
+        about = {
+            "model": service.model_names[0],
+            "max_model_len": service.max_model_len,
+            "phase": state.phase,
+            "uptime_s": round(time.monotonic() - state.started_s, 3),
+            "now_s": time.monotonic(),
+            "requests": _request_counts(rooms, stats),
+            "kv_bytes": kv_bytes(memory),
+        }
+        return _json(memory | about)
 
 
-def _request_counts(rooms: Rooms) -> dict[str, Any]:
+def _request_counts(rooms: Rooms, stats: ServiceStats) -> dict[str, Any]:
     metrics = rooms.metrics
     return {
+        "num_running": stats.num_running,
+        "num_waiting": stats.num_waiting,
         "num_open": rooms.state.num_live,
         "prompt_tokens": metrics.num_prompt_tokens,
         "generation_tokens": metrics.num_generation_tokens,

@@ -24,13 +24,17 @@ class MemoryView:
 
 
 def memory_view(memory: Mapping[str, Any]) -> MemoryView:
-    """Sums of ``GET /memory``: leases inside another lease are not counted twice."""
+    """Sums of `Service.memory`: leases inside another lease are not counted twice."""
     held: Counter[tuple[str, str]] = Counter()
-    for row in memory.get("ledger", ()):
-        if row.get("depth", 0) == 0:
+    for row in memory["ledger"]:
+        if row["depth"] == 0:
             held[row["kind"], row["tier"]] += row["num_bytes"]
-    return MemoryView(
-        bytes_by_kind=held,
-        budget_by_tier={tier["tier"]: tier["limit_bytes"] for tier in memory.get("tiers", ())},
-        pss_bytes=memory.get("process", {}).get("pss_bytes", 0),
-    )
+    return MemoryView(bytes_by_kind=held, budget_by_tier=memory["limits"], pss_bytes=memory["measured"]["pss_bytes"])
+
+
+def kv_bytes(memory: Mapping[str, Any]) -> dict[str, int]:
+    """``total_bytes``, ``used_bytes`` (held by requests), ``cached_bytes`` (reusable prefixes) and ``free_bytes`` over all KV groups."""
+    return {
+        f"{name}_bytes": sum(group[f"{name}_blocks"] * group["block_bytes"] for group in memory["kv"])
+        for name in ("total", "used", "cached", "free")
+    }

@@ -65,7 +65,6 @@ class ServerMetrics:
         self.num_generation_tokens = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
-        self._num_queue_times = 0
         self._counters = {
             name: Counter(PREFIX + name, text, LABELS, registry=self.registry)
             for name, text in (
@@ -113,24 +112,19 @@ class ServerMetrics:
     def on_gap(self, seconds: float) -> None:
         self._itl.labels(*self.labels).observe(seconds)
 
+    def on_queue_time(self, seconds: float) -> None:
+        self._queue.labels(*self.labels).observe(seconds)
+
     def on_end(self, seconds: float, reason: str) -> None:
         self._success.labels(*self.labels, reason).inc()
         self._e2e.labels(*self.labels).observe(seconds)
-
-    def _take_queue_times(self, stats: ServiceStats) -> None:
-        num_new = min(stats.num_queue_times - self._num_queue_times, len(stats.queue_times_s))
-        for seconds in list(stats.queue_times_s)[-num_new:] if num_new > 0 else ():
-            self._queue.labels(*self.labels).observe(seconds)
-        self._num_queue_times = stats.num_queue_times
 
     async def render(self) -> bytes:
         """The text that Prometheus scrapes. While the model loads, and after the engine failed, only what the server counts."""
         service = self._state.service
         self._engine.snapshot = None
         if service is not None and self._state.phase != "failed":
-            stats = await service.stats()
-            self._take_queue_times(stats)
-            self._engine.snapshot = Snapshot(self.labels, stats, memory_view(await service.memory()))
+            self._engine.snapshot = Snapshot(self.labels, await service.stats(), memory_view(await service.memory()))
         return generate_latest(self.registry)
 
 
@@ -160,6 +154,8 @@ class RequestTimer:
         if output.num_output_tokens and prompt_index not in self._prompts:
             self._prompts.add(prompt_index)
             self._metrics.on_prompt(output.num_prompt_tokens, output.num_cached_tokens)
+            if output.queue_s is not None:
+                self._metrics.on_queue_time(output.queue_s)
         if output.tokens:
             self._metrics.on_tokens(len(output.tokens))
             if key in self._last_s:
@@ -197,11 +193,11 @@ class EngineCollector(Collector):
         if self.snapshot is None:
             return
         stats, labels = self.snapshot.stats, self.snapshot.labels
-        total = stats.kv_total_bytes
-        usage = stats.kv_used_bytes / total if total else 0.0
         yield _gauge("num_requests_running", "Sequences in the running batch.", labels, stats.num_running)
         yield _gauge("num_requests_waiting", "Requests in the queue.", labels, stats.num_waiting)
-        yield _gauge("kv_cache_usage_perc", "Share of the KV pool held by requests, 0 to 1.", labels, usage)
+        yield _gauge(
+            "kv_cache_usage_perc", "Share of the KV pool held by requests, 0 to 1.", labels, stats.kv_usage_ratio
+        )
         preemptions = CounterMetricFamily(PREFIX + "num_preemptions", "Sequences that gave up their KV.", labels=LABELS)
         preemptions.add_metric(labels, stats.num_preemptions)
         yield preemptions

@@ -44,13 +44,12 @@ def console_line(before: Totals, after: Totals, stats: ServiceStats) -> str | No
     generated = after.num_generation_tokens - before.num_generation_tokens
     if not (prompt or generated or stats.num_running or stats.num_waiting):
         return None
-    kv_percent = 100 * stats.kv_used_bytes / stats.kv_total_bytes if stats.kv_total_bytes else 0.0
     queries = after.num_prefix_queries
     hit_percent = 100 * after.num_prefix_hits / queries if queries else 0.0
     return (
         f"prompt {prompt / span_s:.1f} tokens/s, generation {generated / span_s:.1f} tokens/s, "
         f"running {stats.num_running}, waiting {stats.num_waiting}, "
-        f"KV usage {kv_percent:.1f}%, prefix hits {hit_percent:.1f}%"
+        f"KV usage {100 * stats.kv_usage_ratio:.1f}%, prefix hits {hit_percent:.1f}%"
     )
 
 

@@ -181,8 +181,8 @@ class _Run:
     async def _serve(self, service: Service, rooms: Rooms) -> int:
         """Until a signal (drain, return the exit code) or the engine's death (raise)."""
         tasks = []
-        if self._config.log_interval_s > 0:
-            tasks.append(asyncio.create_task(report(service, rooms.metrics, self._config.log_interval_s)))
+        if self._config.log_interval > 0:
+            tasks.append(asyncio.create_task(report(service, rooms.metrics, self._config.log_interval)))
         try:
             while not self._signals.arrived.is_set():
                 self._raise_if_dead(service)
@@ -204,9 +204,9 @@ class _Run:
         self._state.set_draining()
         name, num_open = signal.Signals(number).name, self._state.num_live
         self._announce(
-            f"{name}: no new requests; {num_open} running get up to {self._config.shutdown_timeout_s:g} s (again: abort)"
+            f"{name}: no new requests; {num_open} running get up to {self._config.shutdown_timeout:g} s (again: abort)"
         )
-        drain = asyncio.create_task(service.drain(self._config.shutdown_timeout_s))
+        drain = asyncio.create_task(service.drain(self._config.shutdown_timeout))
         again = asyncio.create_task(self._signals.arrived.wait())
         await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
         if again.done():

@@ -15,20 +15,14 @@ class ServiceStats:
     """What the engine counts, at one moment. Counters only grow.
 
     Attributes:
-        kv_total_bytes: the KV pool; ``kv_used_bytes`` of it belong to requests, ``kv_cached_bytes`` to reusable prefixes (evictable).
+        kv_usage_ratio: share of the KV pool that requests hold, 0 to 1; reusable prefixes do not count.
         num_preemptions: sequences that gave up their KV so far.
-        queue_times_s: the most recent times in the queue, newest last; ``num_queue_times`` is how many there were in all, so that
-            a reader knows which ones are new.
     """
 
     num_running: int
     num_waiting: int
-    kv_total_bytes: int = 0
-    kv_used_bytes: int = 0
-    kv_cached_bytes: int = 0
+    kv_usage_ratio: float = 0.0
     num_preemptions: int = 0
-    queue_times_s: Sequence[float] = ()
-    num_queue_times: int = 0
 
 
 class Service(Protocol):
@@ -88,6 +82,8 @@ class Service(Protocol):
 
     async def memory(self) -> dict[str, Any]:
         """Who owns which bytes, why, since when: plain data for ``GET /memory``, taken between two steps.
+
+        Keys as `ziggurat.engine.report.memory_report` documents them; ``since_s`` and ``arrival_s`` are of the monotonic clock.
 
         Raises:
             EngineError: the engine has failed.

@@ -110,7 +110,7 @@ def test_sigterm_drains() -> None:
 
 
 def test_the_shutdown_timeout_aborts_what_is_left() -> None:
-    with fake_server(step_s=0.5, config={"port": 0, "shutdown_timeout_s": 0.2}) as server:
+    with fake_server(step_s=0.5, config={"port": 0, "shutdown_timeout": 0.2}) as server:
         thread, payloads = in_background(lambda: stream(server, {"prompt": "x", "max_tokens": 200, "ignore_eos": True}))
         server.wait_for(lambda memory: memory["requests"]["num_open"] == 1)
         began_s = time.monotonic()
@@ -163,7 +163,7 @@ def test_idle_keep_alive_connections_do_not_hold_up_the_end() -> None:
 
 
 def test_console_lines_while_busy_and_none_when_idle() -> None:
-    with fake_server(step_s=0.02, config={"port": 0, "log_interval_s": 0.1}) as server:
+    with fake_server(step_s=0.02, config={"port": 0, "log_interval": 0.1}) as server:
         time.sleep(0.4)
         payloads = list(stream(server, {"prompt": "x" * 40, "max_tokens": 24}))
         assert payloads[-1] == "[DONE]"

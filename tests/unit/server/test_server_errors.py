@@ -136,7 +136,7 @@ def test_a_slow_body_is_given_up() -> None:
     async def work(client: httpx.AsyncClient, _: FakeService) -> httpx.Response:
         return await client.post(COMPLETIONS, content=slow(), headers={"content-type": "application/json"})
 
-    assert error_of(talk(work, ServerConfig(body_timeout_s=0.05)), 408)["code"] == "body_timeout"
+    assert error_of(talk(work, ServerConfig(body_timeout=0.05)), 408)["code"] == "body_timeout"
 
 
 def test_unknown_model_lists_the_served_names() -> None:
