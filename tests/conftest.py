@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,10 +38,14 @@ def chromium_path() -> str:
     """Executable of the Chromium that playwright drives; the test is skipped, with the reason, where there is none."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is not installed: pip install -e '.[browser]' && playwright install chromium")
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        installed = shutil.which(name)
+        if installed is not None:
+            return installed
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         path = driver.chromium.executable_path
     if not Path(path).exists():
-        pytest.skip(f"no Chromium at {path}: run `playwright install chromium`")
+        pytest.skip(f"no Chromium on the PATH and none at {path}: run `playwright install chromium`")
     return path
