@@ -106,11 +106,10 @@ class BlockCache:
         return path, num_usable
 
     def insert(self, parent: PrefixNode, key: Key, blocks: Sequence[int]) -> PrefixNode:
-        """A new node that keeps these blocks, all of which somebody holds now."""
+        """A new node that keeps these blocks. Their holder holds the parent's as well, so nothing that was offered changes."""
         node = self.forest.insert(parent, key, [DROPPED] * len(self.pools))
         for group, block in enumerate(blocks):
             self.fill(node, group, block)
-        self._offer(parent)
         return node
 
     def fill(self, node: PrefixNode, group: int, block: int) -> None:
@@ -131,12 +130,9 @@ class BlockCache:
         if self.windows[group] is not None:
             self._forget(node, group)
             self.forest.prune(node)
-            return
-        parent = node.parent
-        assert parent is not None
-        for each in self.forest.cut(node):
-            self._forget_all(each)
-        self._offer(parent)
+        else:
+            for each in self.forest.cut(node):
+                self._forget_all(each)
 
     def evict_all(self) -> None:
         """Forget every cached block that nobody holds."""

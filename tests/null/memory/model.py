@@ -123,6 +123,9 @@ class Memory:
         for seq_id, seq in self.sequences.items():
             view = self.store.view(seq_id)
             assert view.num_tokens == seq.reserved
+            kept = self.store.sequences[seq_id]
+            spelled = [token for node in kept.nodes for token in node.key] + kept.rest
+            assert spelled == (seq.tokens if self.store.enable_prefix_caching else []), f"{seq_id} stands elsewhere"
             for group, table in enumerate(view.tables):
                 window = self.store.windows[group]
                 first = 0 if window is None else max(0, len(seq.tokens) - window + 1)

@@ -12,14 +12,12 @@ from tests.null.memory.model import Memory, make_ledger, make_store
 from ziggurat.memory.kv import DROPPED, OutOfBlocks, WindowPassed
 from ziggurat.memory.ledger import Lease
 
-WINDOWS = ((None,), (5,), (1,), (None, 3), (None, 6, None), (2, 9))
-# Prompts are cut from few texts, so that prefixes meet often.
-TEXTS = (
-    (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 1, 1, 2, 1, 2, 1),
-    (2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1),
-)
-prompts = st.tuples(st.sampled_from(TEXTS), st.integers(1, 20)).map(lambda pair: list(pair[0][: pair[1]]))
+WINDOWS = ((None,), (5,), (13,), (1,), (None, 3), (None, 6, None), (2, 9))
+# Sequences follow one of few texts with common beginnings, so that they meet in the cache and while they compute.
+FIRST = list(range(24))
+TEXTS = (FIRST, FIRST[:6] + [2, 1] * 9, FIRST[:13] + [3] * 11, [2, 1] * 12)
+texts = st.sampled_from(TEXTS)
+lengths = st.sampled_from([1, 4, 7, 9, 13, 13, 17, 20])
 picks = st.integers(0, 5)
 
 
@@ -30,11 +28,12 @@ class PagedStoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.opened = 0
+        self.texts: dict[str, list[int]] = {}
 
     @initialize(
         windows=st.sampled_from(WINDOWS),
-        block_size=st.sampled_from([1, 2, 4]),
-        num_blocks=st.integers(3, 14),
+        block_size=st.sampled_from([1, 2, 2, 4]),
+        num_blocks=st.sampled_from([3, 6, 8, 10, 12, 16, 24]),
         spread=st.integers(-2, 3),
         is_caching=st.sampled_from([True, True, True, False]),
     )
@@ -58,13 +57,15 @@ class PagedStoreMachine(RuleBasedStateMachine):
     def has_sequences(self) -> bool:
         return bool(self.memory.sequences)
 
+    def fits(self, needed: tuple[int, ...]) -> bool:
+        return all(want <= have for want, have in zip(needed, self.store.free_blocks(), strict=True))
+
     @precondition(lambda self: len(self.memory.sequences) < 6)
-    @rule(tokens=prompts, salt=st.sampled_from(["", "", "", "b"]), data=st.data())
-    def open_and_compute(self, tokens: list[int], salt: str, data: st.DataObject) -> None:
+    @rule(text=texts, length=lengths, salt=st.sampled_from(["", "", "", "b"]), chunk=st.integers(1, 20))
+    def open_and_compute(self, text: list[int], length: int, salt: str, chunk: int) -> None:
         """`needed_to_open` says exactly what opening and reserving take, whatever has to be evicted for it."""
-        name = self.new_id()
-        chunk = data.draw(st.integers(1, len(tokens)))
-        chunk = min(chunk, len(tokens) - self.store.match(tokens, salt=salt))
+        name, tokens = self.new_id(), text[:length]
+        chunk = min(chunk, length - self.store.match(tokens, salt=salt))
         free, needed = self.store.free_blocks(), self.store.needed_to_open(tokens, chunk, salt=salt)
         cached = self.memory.open(name, tokens, salt)
         if any(want > have for want, have in zip(needed, free, strict=True)):
@@ -73,22 +74,39 @@ class PagedStoreMachine(RuleBasedStateMachine):
             self.memory.release(name)
             assert self.store.free_blocks() == free
             return
+        self.texts[name] = text
         assert self.memory.reserve(name, chunk) == []
         assert self.store.free_blocks() == tuple(have - want for have, want in zip(free, needed, strict=True))
         self.memory.commit(name, tokens[cached : cached + chunk])
 
     @precondition(lambda self: len(self.memory.sequences) < 6)
-    @rule(tokens=prompts, max_cached=st.integers(0, 20))
-    def open_with_limit(self, tokens: list[int], max_cached: int) -> None:
-        self.memory.open(self.new_id(), tokens, "", max_cached)
+    @rule(text=texts, length=lengths, max_cached=st.integers(0, 20))
+    def open_only(self, text: list[int], length: int, max_cached: int) -> None:
+        name = self.new_id()
+        self.memory.open(name, text[:length], "", max_cached)
+        self.texts[name] = text
 
     @precondition(has_sequences)
-    @rule(number=picks, num_tokens=st.integers(0, 6), accepted=st.integers(0, 6), token=st.integers(1, 2))
+    @rule(numbers=st.lists(picks, min_size=1, max_size=6, unique=True), num_tokens=st.sampled_from([1, 2, 3, 6, 12]))
+    def follow(self, numbers: list[int], num_tokens: int) -> None:
+        """One step of a batch: space for all, then all are committed, each with the next tokens of its text."""
+        names = dict.fromkeys(self.pick(number) for number in numbers)
+        running = []
+        for name in names:
+            if self.fits(self.store.needed_blocks(name, num_tokens)):
+                self.memory.reserve(name, num_tokens)
+                running.append(name)
+        for name in running:
+            start = len(self.memory.sequences[name].tokens)
+            self.memory.commit(name, [self.texts[name][(start + index) % 24] for index in range(num_tokens)])
+
+    @precondition(has_sequences)
+    @rule(number=picks, num_tokens=st.integers(0, 9), accepted=st.integers(0, 9), token=st.integers(1, 9))
     def step(self, number: int, num_tokens: int, accepted: int, token: int) -> None:
         """Reserve and commit some of it; `needed_blocks` is exact, and too much is refused without a trace."""
         name = self.pick(number)
         free, needed = self.store.free_blocks(), self.store.needed_blocks(name, num_tokens)
-        if any(want > have for want, have in zip(needed, free, strict=True)):
+        if not self.fits(needed):
             before = (self.store.view(name), self.store.stats(), self.ledger.rows())
             with pytest.raises(OutOfBlocks):
                 self.memory.reserve(name, num_tokens)
@@ -103,8 +121,7 @@ class PagedStoreMachine(RuleBasedStateMachine):
     @rule(number=picks, num_tokens=st.integers(1, 6))
     def reserve_only(self, number: int, num_tokens: int) -> None:
         name = self.pick(number)
-        needed = self.store.needed_blocks(name, num_tokens)
-        if all(want <= have for want, have in zip(needed, self.store.free_blocks(), strict=True)):
+        if self.fits(self.store.needed_blocks(name, num_tokens)):
             self.memory.reserve(name, num_tokens)
 
     @precondition(lambda self: 0 < len(self.memory.sequences) < 6)
@@ -113,6 +130,7 @@ class PagedStoreMachine(RuleBasedStateMachine):
         parent, child = self.pick(number), self.new_id()
         free = self.store.free_blocks()
         self.memory.fork(parent, child)
+        self.texts[child] = self.texts[parent]
         assert self.store.free_blocks() == free
         assert all(
             child_table == parent_table[: len(child_table)]
@@ -122,15 +140,22 @@ class PagedStoreMachine(RuleBasedStateMachine):
         )
 
     @precondition(has_sequences)
-    @rule(number=picks, num_tokens=st.integers(0, 20))
-    def truncate(self, number: int, num_tokens: int) -> None:
+    @rule(number=picks, num_back=st.sampled_from([-1, 0, 1, 2, 3, 5, 8, 20]))
+    def truncate(self, number: int, num_back: int) -> None:
         name = self.pick(number)
+        num_computed = len(self.memory.sequences[name].tokens)
         before = (self.store.view(name), self.store.stats())
         try:
-            self.memory.truncate(name, num_tokens)
+            self.memory.truncate(name, max(0, num_computed - num_back))
         except WindowPassed:
-            assert num_tokens < len(self.memory.sequences[name].tokens)
+            assert 0 < num_back < num_computed
             assert (self.store.view(name), self.store.stats()) == before
+
+    @precondition(has_sequences)
+    @rule(number=picks, num_back=st.integers(1, 5), num_tokens=st.integers(1, 8), token=st.integers(7, 9))
+    def go_back_and_write_other_tokens(self, number: int, num_back: int, num_tokens: int, token: int) -> None:
+        self.truncate(number, num_back)
+        self.step(number, num_tokens, num_tokens, token)
 
     @precondition(has_sequences)
     @rule(number=picks)
@@ -140,6 +165,7 @@ class PagedStoreMachine(RuleBasedStateMachine):
         self.memory.release(name)
         assert self.store.free_blocks() == tuple(map(sum, zip(free, held, strict=True)))
 
+    @precondition(lambda self: sum(stats.cached for stats in self.store.stats()) > 12)
     @rule()
     def drop_cache(self) -> None:
         before = self.store.free_blocks()
@@ -155,6 +181,11 @@ class PagedStoreMachine(RuleBasedStateMachine):
         self.ledger.audit()
         self.memory.check()
         for group, stats in enumerate(self.store.stats()):
+            # A window group holds nothing that its next token cannot see.
+            for name in self.memory.sequences:
+                num_seen = len(self.memory.sequences[name].tokens) - (self.store.windows[group] or 1000) + 1
+                table = self.store.view(name).tables[group]
+                assert all(block == DROPPED for block in table[: max(0, num_seen) // self.store.block_size])
             used = {block for name in self.memory.sequences for block in self.store.view(name).tables[group]}
             assert len(used - {DROPPED}) == stats.used
 
@@ -174,4 +205,4 @@ class PagedStoreMachine(RuleBasedStateMachine):
 
 
 TestPagedStore = PagedStoreMachine.TestCase
-TestPagedStore.settings = settings(max_examples=60, stateful_step_count=30)
+TestPagedStore.settings = settings(max_examples=80, stateful_step_count=40)
