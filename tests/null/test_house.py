@@ -45,7 +45,7 @@ MAX_FUNCTION_LINES = 40
 # Offenders that are known and will be mended: "path" or "path:function" -> lines today. The lists may only shrink.
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
-README_TO_COME = ("memory", "engine", "server")
+README_TO_COME = ("engine", "server")
 
 
 def sources() -> list[Path]:

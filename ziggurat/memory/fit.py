@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ziggurat.errors import DoesNotFit
+from ziggurat.memory.block_cache import peak_window_blocks
 from ziggurat.programs.formats import FORMATS, FP32
 from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits, Plan
 from ziggurat.programs.program import KVGroup, Program
-from ziggurat.units import ceil_div, format_bytes
+from ziggurat.units import format_bytes
 
 RESERVE_RATIO = 0.03
 """The planner's own reserve inside the budget."""
@@ -81,17 +82,9 @@ class Fit:
 
 
 def sequence_blocks(group: KVGroup, num_tokens: int, limits: Limits) -> int:
-    """The most blocks that one sequence of ``num_tokens`` ever holds in a group.
-
-    A windowed group holds the window before the chunk and the chunk itself; borders need one block more::
-
-        [dropped ..)[ window - 1 | chunk of max_num_batched_tokens )
-    """
-    whole = ceil_div(num_tokens, limits.block_size)
-    if group.window is None:
-        return whole
-    span = group.window - 1 + limits.max_num_batched_tokens
-    return min(whole, ceil_div(span, limits.block_size) + 1)
+    """The most blocks that one sequence of ``num_tokens`` ever holds in a group: what the KV store says, too."""
+    chunk_tokens = min(limits.max_num_batched_tokens, num_tokens)
+    return peak_window_blocks(group.window, num_tokens, chunk_tokens, limits.block_size)
 
 
 def sequence_bytes(plan: Plan, num_tokens: int) -> int:
