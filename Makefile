@@ -14,6 +14,8 @@ TORCH_ARGS ?=
 # Flags of `ziggurat serve`, for example make serve ARGS="--memory 1GiB --port 9000".
 ARGS ?=
 NATIVE_SOURCES := $(shell find native -type f \( -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) -not -path '*/CMakeFiles/*')
+# A compiler that once failed is remembered in CMake's cache: forget it, so that the next install tries again. Objects are kept.
+INSTALL := rm -rf native/CMakeCache.txt native/CMakeFiles/[0-9]* && $(PIP) install --no-build-isolation --editable
 # Ninja and CMake come from the system when it has them, otherwise from PyPI.
 BUILD_TOOLS := scikit-build-core nanobind $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
@@ -28,15 +30,15 @@ $(VENV)/.stamp-torch:
 
 $(VENV)/.stamp-base: pyproject.toml $(NATIVE_SOURCES) | $(VENV)/.stamp-torch
 	$(PIP) install $(BUILD_TOOLS)
-	$(PIP) install --no-build-isolation --editable .
+	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
-	$(PIP) install --no-build-isolation --editable '.[test]'
+	$(INSTALL) '.[test]'
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
-	$(PIP) install --no-build-isolation --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 env: $(VENV)/.stamp-base ## create .venv with the base dependencies and the native library
