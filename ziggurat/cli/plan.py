@@ -17,8 +17,9 @@ from ziggurat.memory.fit import RESERVE_RATIO, Fit
 from ziggurat.memory.machine import default_budget
 from ziggurat.units import MIB, format_bytes, parse_size
 
-ASSUMED_BASELINE_BYTES = 350 * MIB
-"""What an idle `ziggurat serve` takes; only used where neither a budget nor a running process says it."""
+ASSUMED_BASELINE_BYTES = 256 * MIB
+"""A little more than the 201 MiB that `ziggurat serve` measured on two cores before its model came; only used where neither a budget
+nor a running process says it."""
 
 # Settings that change sizes; the others of EngineConfig change nothing here.
 _FIELDS = (

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {
@@ -30,6 +31,13 @@ CONFIG = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
     return path
 
 
@@ -59,3 +67,32 @@ def test_plan_is_quick_and_loads_no_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_complete_gives_the_same_text_for_the_same_seed(folder: Path) -> None:
+    argv = ["complete", str(folder), "-", "--load-format", "dummy", "--memory", "64MiB", "--kernels", "torch"]
+    sampling = ["--max-tokens", "12", "--seed", "7", "--temperature", "0.8", "--threads", "1"]
+    text = run(*argv, *sampling, text="a prompt")
+    assert text.returncode == 0, text.stderr
+    assert text.stderr == ""
+    result = run(*argv, *sampling, "--format", "json", text="a prompt")
+    data = json.loads(result.stdout)
+    assert text.stdout == data["text"] + "\n"
+    assert data["num_prompt_tokens"] == 8
+    assert data["num_output_tokens"] == 12
+    assert data["finish_reason"] == "length"
+
+
+def test_a_budget_that_is_too_small_is_one_line(folder: Path) -> None:
+    for verb in (["complete", str(folder), "hi"], ["serve", str(folder), "--port", "0"]):
+        done = run(*verb, "--load-format", "dummy", "--memory", "1MiB")
+        assert done.returncode == 1
+        assert "The smallest change: raise --memory to" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_chat_in_this_process(folder: Path) -> None:
+    argv = ["chat", str(folder), "--load-format", "dummy", "--memory", "64MiB", "--max-tokens", "3", "--threads", "1"]
+    done = run(*argv, "--kernels", "torch", "--temperature", "0", text="one\ntwo\n")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 3
