@@ -22,6 +22,7 @@ from ziggurat.registry import nearest
 EXIT_OK, EXIT_USER, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
 VERBS = {
+    "serve": "serve a model over HTTP: OpenAI's API, a page, the memory map",
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
     "plan": "say whether a model fits a budget, and what fits",

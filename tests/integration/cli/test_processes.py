@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -69,30 +70,51 @@ def test_plan_is_quick_and_loads_no_torch(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_complete_gives_the_same_text_for_the_same_seed(folder: Path) -> None:
-    argv = ["complete", str(folder), "-", "--load-format", "dummy", "--memory", "64MiB", "--kernels", "torch"]
-    sampling = ["--max-tokens", "12", "--seed", "7", "--temperature", "0.8", "--threads", "1"]
-    text = run(*argv, *sampling, text="a prompt")
-    assert text.returncode == 0, text.stderr
-    assert text.stderr == ""
-    result = run(*argv, *sampling, "--format", "json", text="a prompt")
-    data = json.loads(result.stdout)
-    assert text.stdout == data["text"] + "\n"
+def test_complete_generates_text(folder: Path) -> None:
+    argv = ["complete", str(folder), "-", "--load-format", "dummy", "--memory", "64MiB", "--threads", "1"]
+    done = run(*argv, "--max-tokens", "12", "--seed", "7", "--format", "json", text="a prompt")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    data = json.loads(done.stdout)
     assert data["num_prompt_tokens"] == 8
     assert data["num_output_tokens"] == 12
     assert data["finish_reason"] == "length"
 
 
 def test_a_budget_that_is_too_small_is_one_line(folder: Path) -> None:
-    for verb in (["complete", str(folder), "hi"], ["serve", str(folder), "--port", "0"]):
-        done = run(*verb, "--load-format", "dummy", "--memory", "1MiB")
-        assert done.returncode == 1
-        assert "The smallest change: raise --memory to" in done.stderr
-        assert "Traceback" not in done.stderr
+    done = run("serve", str(folder), "--port", "0", "--load-format", "dummy", "--memory", "1MiB")
+    assert done.returncode == 1
+    assert "The smallest change: raise --memory to" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_chat_in_this_process(folder: Path) -> None:
-    argv = ["chat", str(folder), "--load-format", "dummy", "--memory", "64MiB", "--max-tokens", "3", "--threads", "1"]
-    done = run(*argv, "--kernels", "torch", "--temperature", "0", text="one\ntwo\n")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 3
+def test_serve_prints_the_table_answers_and_drains(folder: Path) -> None:
+    argv = [str(folder), "--port", "0", "--load-format", "dummy", "--memory", "64MiB", "--threads", "1"]
+    command = [sys.executable, "-m", "ziggurat", "serve", *argv, "--served-model-name", "tiny"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = until_ready(server)
+        assert any(line.startswith("budget") and "64.0 MiB" in line for line in lines)
+        assert any(line.startswith("baseline") for line in lines)
+        url = lines[-1].rpartition("http://")[2].split()[0]
+        code = "import sys; from ziggurat.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        talk = [sys.executable, "-c", code, "complete", "hi", "--url", f"http://{url}", "--max-tokens", "3"]
+        done = subprocess.run([*talk, "--format", "json"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["model"] == "tiny"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def until_ready(server: subprocess.Popen[str]) -> list[str]:
+    """The lines that the server prints up to the one that says how long it took to be ready."""
+    assert server.stdout is not None
+    lines = []
+    for line in server.stdout:
+        lines.append(line.rstrip())
+        if line.startswith("ready in "):
+            return lines
+    raise AssertionError(f"the server ended while loading: {lines}")
