@@ -26,6 +26,7 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
     "plan": "say whether a model fits a budget, and what fits",
+    "train": "train a model by a recipe, resumable",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",
 }
