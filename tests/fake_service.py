@@ -212,6 +212,11 @@ class FakeService:
             _row("workspace", "executor", 3 * MIB, 0, "activations of one step"),
             _row("kv", "pool", num_blocks * block_bytes, 0, "what the budget leaves"),
         ]
+        rest_bytes = 64 * MIB - sum(row["num_bytes"] for row in top)
+        outside = [
+            _row("reserve", "planner", rest_bytes, 0, "kept free"),
+            _row("baseline", "process", 48 * MIB, 0, "imports, thread pools and one warm-up step", tier="baseline"),
+        ]
         inside = [_row("kv", name, tokens * KV_BYTES_PER_TOKEN, 1, "running") for name, tokens in self.running.items()]
         inside.append(_row("kv", "prefix cache", num_cached * block_bytes, 1, "beginnings that may come back"))
         group = {
@@ -224,10 +229,11 @@ class FakeService:
             "free_blocks": num_blocks - num_used - num_cached,
         }
         return {
+            "now_s": time.monotonic(),
             "limits": {"ram": 64 * MIB},
             "baseline_bytes": 48 * MIB,
-            "measured": {"pss_bytes": 75 * MIB, "rss_bytes": 80 * MIB, "has_pss": True},
-            "ledger": top + inside,
+            "process": {"pss_bytes": 75 * MIB, "rss_bytes": 80 * MIB, "has_pss": True},
+            "ledger": top + inside + outside,
             "kv": [group],
             "sequences": [self._sequence(name, tokens) for name, tokens in self.running.items()],
         }
@@ -262,11 +268,11 @@ class FakeService:
         self.is_closed = True
 
 
-def _row(kind: str, owner: str, num_bytes: int, depth: int, why: str) -> dict[str, Any]:
+def _row(kind: str, owner: str, num_bytes: int, depth: int, why: str, tier: str = "ram") -> dict[str, Any]:
     return {
         "kind": kind,
         "owner": owner,
-        "tier": "ram",
+        "tier": tier,
         "num_bytes": num_bytes,
         "peak_bytes": num_bytes,
         "since_s": STARTED_S,

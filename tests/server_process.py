@@ -101,15 +101,42 @@ def fake_server(*, wait_ready: bool = True, **settings: Any) -> ServerProcess:
     return ServerProcess(command, wait_ready=wait_ready)
 
 
+def engine_server(model: Path | str, *, config: dict[str, Any] | None = None, **settings: Any) -> ServerProcess:
+    """A process with the real engine. Settings are EngineConfig's."""
+    both = {"config": {"port": 0, **(config or {})}, "engine": {"model": str(model), **settings}}
+    return ServerProcess([sys.executable, "-m", "tests.server_process", json.dumps(both)])
+
+
 def main(settings: dict[str, Any]) -> int:
     """The process: exactly what a command line does around ``run_server``."""
-    from tests.fake_service import FakeService
-    from ziggurat.errors import ModelError, ZigguratError
+    from ziggurat.errors import ZigguratError
     from ziggurat.server.config import ServerConfig
     from ziggurat.server.run import run_server
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = ServerConfig(**settings.pop("config"))
+    try:
+        if "engine" in settings:
+            return run_server(config, lambda: load_engine(settings["engine"]))
+        load, attach = fake_parts(settings)
+        return run_server(config, load, attach=attach)
+    except ZigguratError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def load_engine(settings: dict[str, Any]) -> Any:
+    from ziggurat.engine.config import EngineConfig
+    from ziggurat.engine.engine import Engine
+
+    return Engine.load(EngineConfig(**settings))
+
+
+def fake_parts(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """``load`` and ``attach`` of a server with the fake service."""
+    from tests.fake_service import FakeService
+    from ziggurat.errors import ModelError
+
     load_s, load_error = settings.pop("load_s", 0.0), settings.pop("load_error", None)
     fail_after = settings.pop("fail_after", None)
 
@@ -123,11 +150,7 @@ def main(settings: dict[str, Any]) -> int:
         service.fail_after = fail_after
         return service
 
-    try:
-        return run_server(config, load, attach=attach)
-    except ZigguratError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return load, attach
 
 
 if __name__ == "__main__":

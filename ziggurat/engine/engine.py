@@ -46,7 +46,9 @@ class _Continuation:
     request: GenerateRequest
     index: int
     text: TextOutput
+    arrival_s: float
     num_cached_tokens: int = 0
+    queue_s: float | None = None
     num_output_tokens: int = 0
 
 
@@ -122,7 +124,8 @@ class Engine:
         """See `EngineInterface.add`."""
         self._check_open()
         self._check_ids(request)
-        seq_ids = self.core.add(request, self._clock.now())
+        arrival_s = self._clock.now()
+        seq_ids = self.core.add(request, arrival_s)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
             detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
@@ -132,7 +135,7 @@ class Engine:
                 keeps_stop=params.include_stop_str_in_output,
                 min_tokens=params.min_tokens,
             )
-            self._continuations[seq_id] = _Continuation(request=request, index=index, text=text)
+            self._continuations[seq_id] = _Continuation(request=request, index=index, text=text, arrival_s=arrival_s)
 
     def step(self) -> list[GenerateOutput]:
         """See `EngineInterface.step`.
@@ -227,6 +230,7 @@ class Engine:
                 member = self._continuations.get(f"{admission.request_id}/{index}")
                 if member is not None:
                     member.num_cached_tokens = admission.num_cached_tokens
+                    member.queue_s = self._clock.now() - member.arrival_s
         if admission.miss_reason is not None:
             _LOG.info("request %s: no prefix reused: %s", admission.request_id, admission.miss_reason)
 
@@ -281,6 +285,7 @@ class Engine:
             num_cached_tokens=continuation.num_cached_tokens,
             num_output_tokens=continuation.num_output_tokens,
             error=error,
+            queue_s=continuation.queue_s,
         )
 
 

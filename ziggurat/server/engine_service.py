@@ -66,10 +66,10 @@ class EngineService:
         """See `Service.stats`."""
         raw = await self._async.stats()
         return ServiceStats(
-            num_running=int(raw["running_sequences"]),
-            num_waiting=int(raw["waiting_sequences"]),
-            num_preemptions=int(raw["preemptions_total"]),
-            kv_usage_ratio=raw["kv_blocks_used"] / max(raw["kv_blocks"], 1.0),
+            num_running=int(raw["num_requests_running"]),
+            num_waiting=int(raw["num_requests_waiting"]),
+            num_preemptions=int(raw["num_preemptions_total"]),
+            kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
 
     async def memory(self) -> dict[str, Any]:

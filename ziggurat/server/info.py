@@ -77,7 +77,6 @@ def _add_state(router: APIRouter, rooms: Rooms) -> None:
             "max_model_len": service.max_model_len,
             "phase": state.phase,
             "uptime_s": round(time.monotonic() - state.started_s, 3),
-            "now_s": time.monotonic(),
             "requests": _request_counts(rooms, stats),
             "kv_bytes": kv_bytes(memory),
         }

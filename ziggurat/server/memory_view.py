@@ -29,7 +29,7 @@ def memory_view(memory: Mapping[str, Any]) -> MemoryView:
     for row in memory["ledger"]:
         if row["depth"] == 0:
             held[row["kind"], row["tier"]] += row["num_bytes"]
-    return MemoryView(bytes_by_kind=held, budget_by_tier=memory["limits"], pss_bytes=memory["measured"]["pss_bytes"])
+    return MemoryView(bytes_by_kind=held, budget_by_tier=memory["limits"], pss_bytes=memory["process"]["pss_bytes"])
 
 
 def kv_bytes(memory: Mapping[str, Any]) -> dict[str, int]:

@@ -83,7 +83,7 @@ class Service(Protocol):
     async def memory(self) -> dict[str, Any]:
         """Who owns which bytes, why, since when: plain data for ``GET /memory``, taken between two steps.
 
-        Keys as `ziggurat.engine.report.memory_report` documents them; ``since_s`` and ``arrival_s`` are of the monotonic clock.
+        Keys as `ziggurat.engine.report.memory_report` documents them.
 
         Raises:
             EngineError: the engine has failed.

@@ -133,7 +133,7 @@ def test_running_requests_show_in_memory_and_metrics() -> None:
     assert 0 < value(samples, "kv_cache_usage_perc", **LABELS) < 1
     assert (idle["requests"]["num_open"], idle["sequences"], idle["kv_bytes"]["used_bytes"]) == (0, [], 0)
     assert idle["requests"]["generation_tokens"] == 30
-    assert {"model", "phase", "uptime_s", "limits", "baseline_bytes", "measured", "ledger", "kv"} <= set(idle)
+    assert {"model", "phase", "uptime_s", "limits", "baseline_bytes", "process", "ledger", "kv"} <= set(idle)
 
 
 def test_leases_inside_a_lease_count_once() -> None:

@@ -4,17 +4,15 @@ const STYLES = { weights: "weights", workspace: "workspace", overhead: "overhead
 
 export function readMemory(raw) {
   const limitBytes = raw.limits.ram;
-  const ledger = [
-    { owner: "process", kind: "baseline", bytes: raw.baseline_bytes, why: "imports, thread pools and one warm-up step", ageS: raw.uptime_s, depth: 0 },
-    ...raw.ledger.map((row) => ({
-      owner: row.owner,
-      kind: row.kind,
-      bytes: row.num_bytes,
-      why: row.why,
-      ageS: raw.now_s - row.since_s,
-      depth: row.depth,
-    })),
-  ];
+  const ledger = raw.ledger.map((row) => ({
+    owner: row.owner,
+    kind: row.kind,
+    tier: row.tier,
+    bytes: row.num_bytes,
+    why: row.why,
+    ageS: raw.now_s - row.since_s,
+    depth: row.depth,
+  }));
   const kv = {
     total: raw.kv_bytes.total_bytes,
     used: raw.kv_bytes.used_bytes,
@@ -28,9 +26,9 @@ export function readMemory(raw) {
     baselineBytes: raw.baseline_bytes,
     limitBytes,
     totalBytes: raw.baseline_bytes + limitBytes,
-    pssBytes: raw.measured.pss_bytes,
-    hasPss: raw.measured.has_pss,
-    parts: readParts(ledger, kv, limitBytes),
+    pssBytes: raw.process.pss_bytes,
+    hasPss: raw.process.has_pss,
+    parts: [{ style: "baseline", label: "baseline", bytes: raw.baseline_bytes }, ...readParts(ledger, kv, limitBytes)],
     kv,
     sequences: raw.sequences.map(readSequence(raw.now_s)),
     counts: {
@@ -48,20 +46,19 @@ export function readMemory(raw) {
 function readParts(ledger, kv, limitBytes) {
   const sums = new Map();
   for (const row of ledger) {
-    if (row.depth === 0) sums.set(row.kind, (sums.get(row.kind) ?? 0) + row.bytes);
+    if (row.depth === 0 && row.tier === "ram") sums.set(row.kind, (sums.get(row.kind) ?? 0) + row.bytes);
   }
-  const baseline = sums.get("baseline");
+  const taken = [...sums.values()].reduce((sum, count) => sum + count, 0);
   const pool = sums.get("kv") ?? 0;
-  const taken = [...sums.values()].reduce((sum, count) => sum + count, 0) - baseline;
-  sums.delete("baseline");
+  const reserve = sums.get("reserve") ?? 0;
   sums.delete("kv");
+  sums.delete("reserve");
   return [
-    { style: "baseline", label: "baseline", bytes: baseline },
     ...[...sums].map(([kind, count]) => ({ style: STYLES[kind] ?? "other", label: kind, bytes: count })),
     { style: "kv", label: "KV: requests", bytes: kv.used },
     { style: "prefix", label: "KV: prefix cache", bytes: kv.cached },
     { style: "poolfree", label: "KV: free", bytes: Math.max(0, pool - kv.used - kv.cached) },
-    { style: "free", label: "not taken", bytes: Math.max(0, limitBytes - taken) },
+    { style: "reserve", label: "reserve", bytes: reserve + Math.max(0, limitBytes - taken) },
   ];
 }
 
