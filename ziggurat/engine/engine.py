@@ -114,7 +114,7 @@ class Engine:
             on_error.callback(resources.close)
             # Small parts first: a damaged tokenizer is found before gigabytes have been read.
             engine = cls(config, source, resources, ops, clock)
-            _fill_weights(config, source, resources, ops, progress)
+            fill_weights(config, source, resources, ops, progress)
             on_error.pop_all()
         return engine
 
@@ -342,9 +342,10 @@ def _make_core(
     )
 
 
-def _fill_weights(
+def fill_weights(
     config: EngineConfig, source: ModelSource, resources: Resources, ops: KernelOps, progress: Progress | None
 ) -> None:
+    """Weights into their arena: from the checkpoint, or random ones."""
     plan = resources.fit.plan
     views = weight_views(plan, resources.weights)
     if config.load_format == "dummy":

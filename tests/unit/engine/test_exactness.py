@@ -5,7 +5,7 @@ block size or threads. Compared are sampled tokens and their log-probabilities, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,20 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import write_checkpoint
-from ziggurat import kernels
-from ziggurat.clock import WallClock
-from ziggurat.engine.config import EngineConfig
-from ziggurat.engine.engine import Engine, _fill_weights
-from ziggurat.engine.resources import Resources
-from ziggurat.engine.sizing import open_model, size
+from tests.unit.engine.settings import FASTEST, Setting, load
+from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
-from ziggurat.kernels.ops import load_native
-from ziggurat.memory.fit import sequence_blocks
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
 
-MAX_MODEL_LEN = 96
-FASTEST = "torch" if load_native() is None else "native"
 COMMON = [7 + (i * i) % 280 for i in range(40)]
 Answers = dict[tuple[str, int], list[SampledToken]]
 
@@ -46,47 +38,6 @@ def make_requests() -> list[GenerateRequest]:
         GenerateRequest(request_id=f"r{i}", prompt_ids=prompt, params=params)
         for i, (prompt, params) in enumerate(zip(prompts, sampling, strict=True))
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One way to run the requests. ``spare_blocks``: blocks beyond what one full-length sequence needs."""
-
-    backend: str = "torch"
-    threads: int = 1
-    max_num_seqs: int = 8
-    max_num_batched_tokens: int = 256
-    block_size: int = 16
-    spare_blocks: int = 100
-    has_prefix_cache: bool = False
-    planner: str = "sarathi"
-    order: tuple[int, ...] = (0, 1, 2, 3, 4)
-    gaps: tuple[int, ...] = (0, 0, 0, 0, 0)
-    is_alone: bool = False
-    is_repeated: bool = False
-
-
-def load(folder: Path, setting: Setting) -> Engine:
-    config = EngineConfig(
-        model=str(folder),
-        memory="64MiB",
-        max_model_len=MAX_MODEL_LEN,
-        block_size=setting.block_size,
-        max_num_seqs=setting.max_num_seqs,
-        max_num_batched_tokens=setting.max_num_batched_tokens,
-        enable_prefix_caching=setting.has_prefix_cache,
-        planner=setting.planner,
-    )
-    source = open_model(config)
-    roomy = size(config, source, 64 << 20)
-    groups = source.program.kv_groups()
-    counts = [sequence_blocks(group, MAX_MODEL_LEN, roomy.plan.limits) + setting.spare_blocks for group in groups]
-    pool_bytes = sum(count * roomy.plan.block_bytes(group) for count, group in zip(counts, groups, strict=True))
-    tight = replace(roomy, num_blocks=tuple(counts), kv_pool_bytes=pool_bytes, metadata_bytes=0)
-    ops = kernels.select(setting.backend, num_threads=setting.threads)
-    engine = Engine(config, source, Resources(tight, 0, WallClock()), ops, WallClock())
-    _fill_weights(config, source, engine.resources, ops, None)
-    return engine
 
 
 def serve(engine: Engine, requests: Sequence[GenerateRequest], gaps: Sequence[int]) -> Answers:
