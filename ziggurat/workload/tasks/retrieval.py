@@ -19,6 +19,7 @@ Task = Callable[[Generator, WordPool, int, int], TaskItem]
 TASKS: Registry[Task] = Registry("retrieval task")
 
 _BEGIN_TOKENS = 1
+_MAX_NAMES = 60  # variables of an item; more would use up the words of one token
 _RELATIONS = ("secret word", "name", "book", "key", "home", "light", "model")
 
 
@@ -138,26 +139,34 @@ def prefix_suffix(rng: Generator, pool: WordPool, length_tokens: int, num_questi
 
 @TASKS.register("variable_tracking")
 def variable_tracking(rng: Generator, pool: WordPool, length_tokens: int, num_questions: int) -> TaskItem:
-    """Lines ` name name is value` and ` name name is name name`; one to three of them lead from the question to its value.
+    """Lines ` name is value` and ` name is name` scattered in prose; one to three of them lead from the question to its value.
 
     A chain's lines keep their order among the lines of the others (RULER's variable tracking, Hsieh et al. 2024).
     """
-    num_lines = _num_lines(length_tokens, 6, num_questions, 5)
-    names = _distinct(rng, pool, num_lines, 2)
+    room = length_tokens - _BEGIN_TOKENS - 1 - num_questions * 4
+    if room < 4:
+        raise ValueError(f"{num_questions} questions of 4 tokens leave no room for a line in {length_tokens} tokens")
+    num_names = min(room // 4, _MAX_NAMES)
+    words = _distinct(rng, pool, min(2 * num_names, len(pool.words)), 1)
+    names, others = words[:num_names], words[num_names:]
     chains: list[list[str]] = []
     for name in names:
         if chains and len(chains[-1]) < 3 and rng.random() < 0.5:
             chains[-1].append(name)
         else:
             chains.append([name])
-    values = [_words(rng, pool, 1) for _ in chains]
+    values = [others[int(i)] for i in rng.integers(len(others), size=len(chains))]
     owners = rng.permutation(np.repeat(np.arange(len(chains)), [len(chain) for chain in chains]))
     done = [0] * len(chains)
-    lines = []
+    statements = []
     for owner in owners.tolist():
         source = values[owner] if done[owner] == 0 else chains[owner][done[owner] - 1]
-        lines.append(f"{chains[owner][done[owner]]} is{source}\n")
+        statements.append(f"{chains[owner][done[owner]]} is{source}\n")
         done[owner] += 1
+    lines = _prose_lines(rng, pool, room - 4 * num_names)
+    places = np.sort(rng.integers(len(lines) + 1, size=num_names))[::-1].tolist()
+    for place, statement in zip(places, reversed(statements), strict=True):
+        lines.insert(place, statement)
     pairs = [(chain[-1], value) for chain, value in zip(chains, values, strict=True)]
     asked = _asked(pairs, _ask(rng, len(pairs), num_questions), " is")
     return TaskItem(task="variable_tracking", context="\n" + "".join(lines), questions=asked)

@@ -53,9 +53,8 @@ def test_parts_encode_as_the_whole_and_fit_the_length(task: str, seed: int, leng
     whole = item.prompt(last) + item.questions[last].answer
     assert [BEGIN, *pool().encode(whole)] == encoded.prompt(last) + list(encoded.parts[last][1])
     assert len(item.questions) == num_questions
-    # Filled to within one line; prose is cut at words, and every value at the start of a chain is a token short of a name.
-    slack = length // 6 if task == "variable_tracking" else 0
-    assert length - 12 - slack <= encoded.num_tokens() <= length
+    # Filled to within one line; prose is cut at words, so up to a handful of tokens stay free.
+    assert length - 12 <= encoded.num_tokens() <= length
 
 
 @pytest.mark.parametrize("task", TASKS.names())
@@ -82,6 +81,8 @@ def test_variable_tracking_answers_follow_the_assignments(seed: int) -> None:
     item = make("variable_tracking", seed, 500, 4)
     values: dict[str, str] = {}
     for line in item.context.strip("\n").split("\n"):
+        if not re.fullmatch(r" [a-z]+ is [a-z]+", line):
+            continue  # prose
         name, source = line.split(" is")
         assert name not in values
         values[name] = values.get(source, source)
