@@ -46,7 +46,7 @@ class StageConfig:
 
     Attributes:
         lengths_tokens: sequence lengths; every step draws one of them.
-        tokens_per_step: tokens of a step, a multiple of each length or rounded down to one.
+        tokens_per_step: tokens of a step, rounded down to whole sequences; at least one sequence.
         max_tokens: the stage ends after that many tokens at the latest.
         learning_rate: peak rate in this stage.
         final_learning_rate: rate at max_tokens (linear in between); None keeps it constant.
@@ -150,10 +150,8 @@ def check(config: TrainingConfig, origin: str = "recipe") -> None:
             raise ConfigError(
                 f"{label}: lengths_tokens is {stage.lengths_tokens}, each must be in 8..{limit} (max_position_embeddings)"
             )
-        if stage.tokens_per_step < max(stage.lengths_tokens):
-            raise ConfigError(
-                f"{label}: tokens_per_step {stage.tokens_per_step} is below the length {max(stage.lengths_tokens)}"
-            )
+        if stage.tokens_per_step < 1 or stage.max_tokens < 1:
+            raise ConfigError(f"{label}: tokens_per_step and max_tokens must be above 0")
         if not stage.mixture or any(entry.share <= 0 for entry in stage.mixture):
             raise ConfigError(f"{label}: the mixture needs at least one entry, each with a share above 0")
 

@@ -50,7 +50,7 @@ def make_batch(sources: Mapping[str, Source], stage: StageConfig, seed: int, ste
     rng = np.random.default_rng([seed, step])
     length = int(rng.choice(stage.lengths_tokens))
     shares = np.array([entry.share for entry in stage.mixture])
-    chosen = rng.choice(len(shares), size=stage.tokens_per_step // length, p=shares / shares.sum())
+    chosen = rng.choice(len(shares), size=max(1, stage.tokens_per_step // length), p=shares / shares.sum())
     ids, masks, names, weights = [], [], [], []
     for index in chosen:
         entry = stage.mixture[index]

@@ -172,7 +172,7 @@ def test_a_wrong_recipe_is_refused_by_name(change: dict[str, object], words: str
     ("change", "words"),
     [
         ({"lengths_tokens": [65]}, "in 8..64"),
-        ({"tokens_per_step": 16}, "below the length"),
+        ({"tokens_per_step": 0}, "above 0"),
         ({"mixture": []}, "at least one entry"),
         ({"learning_rte": 1.0}, "did you mean 'learning_rate'"),
     ],
