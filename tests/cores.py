@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.blockstore import BlockStore
+from tests.stores import small_store
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.null import NullExecutor
@@ -19,7 +19,7 @@ def make_core(
     *, num_blocks: int = 16, executor: Executor | None = None, tokens: int = 8, seqs: int = 4, **options: Any
 ) -> EngineCore:
     return EngineCore(
-        BlockStore(num_blocks),
+        small_store(num_blocks),
         options.pop("planner", None) or planners.resolve("sarathi"),
         executor or NullExecutor(),
         TokenBudget(max_num_batched_tokens=tokens, max_num_seqs=seqs),

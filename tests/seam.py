@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tests.blockstore import BlockStore
+from tests.stores import small_store
 from ziggurat.memory.kv import KVStore
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
@@ -75,7 +75,7 @@ def replay(
     make_executor: Callable[[], Executor],
     *,
     planner: str | BatchPlanner = "sarathi",
-    make_store: Callable[[], KVStore] = lambda: BlockStore(24),
+    make_store: Callable[[], KVStore] = lambda: small_store(24),
     block_bytes: Sequence[int] = (1024,),
     budget: TokenBudget = TokenBudget(max_num_batched_tokens=16, max_num_seqs=6),  # noqa: B008  frozen
     max_model_len: int = 96,

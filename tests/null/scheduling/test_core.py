@@ -80,6 +80,15 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert caught.value.retry_after_s == 30
 
 
+def test_a_place_in_the_queue_is_free_again_after_an_abort() -> None:
+    core = make_core(max_queued_requests=1)
+    core.add(request("a"), 0.0)
+    core.abort("a")
+    core.add(request("b"), 0.0)
+    with pytest.raises(QueueFull):
+        core.add(request("c"), 0.0)
+
+
 def test_a_budget_too_small_for_decodes_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_num_batched_tokens 4 must be at least max_num_seqs \\+ 1 = 5"):
         make_core(tokens=4)
@@ -248,7 +257,7 @@ def test_prefix_hits_are_reported_and_misses_explained() -> None:
     core.add(request("a", num_prompt=9, max_tokens=1), 0.0)
     first = core.step(0.0)
     assert first.admitted[0].num_cached_tokens == 0
-    assert first.admitted[0].miss_reason == "no common beginning"
+    assert "no block of this prompt is cached" in str(first.admitted[0].miss_reason)
     core.add(Request(request_id="b", prompt_ids=request("a", 9).prompt_ids, params=SamplingParams(max_tokens=1)), 1.0)
     second = core.step(1.0)
     assert second.admitted[0].num_cached_tokens == 8

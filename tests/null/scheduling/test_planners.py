@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.blockstore import BlockStore
 from tests.cores import drain, make_core, request
 from tests.kv_check import HashingExecutor
 from tests.planner_contract import CheckedPlanner
 from tests.seam import make_script, replay
+from tests.stores import small_store
 from ziggurat.errors import ConfigError
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.planners import PLANNERS, resolve
@@ -40,12 +40,12 @@ def test_a_planner_is_a_small_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANNERS.names())
 def test_nothing_to_do_is_an_empty_plan(name: str) -> None:
-    state = EngineState(running=[], waiting=[], kv=StoreProbe(BlockStore(4), {}), now_s=0.0)
+    state = EngineState(running=[], waiting=[], kv=StoreProbe(small_store(4), {}), now_s=0.0)
     assert resolve(name).plan(state, TokenBudget(max_num_batched_tokens=4, max_num_seqs=2)) == BatchPlan()
 
 
 @pytest.mark.parametrize("name", PLANNERS.names())
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     num_blocks=st.integers(24, 60),
@@ -58,7 +58,7 @@ def test_contract(name: str, seed: int, num_blocks: int, seqs: int, extra_tokens
         make_script(seed, num_requests=8),
         HashingExecutor,
         planner=checked(name),
-        make_store=lambda: BlockStore(num_blocks),
+        make_store=lambda: small_store(num_blocks),
         budget=TokenBudget(max_num_batched_tokens=seqs + extra_tokens, max_num_seqs=seqs),
     )
     assert result.core.counters.stalls == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.blockstore import BlockStore
+from tests.stores import small_store
 from ziggurat.clock import VirtualClock
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
@@ -21,7 +21,7 @@ def serve(
 ) -> list[RequestRecord]:
     clock = VirtualClock()
     core = EngineCore(
-        BlockStore(64),
+        small_store(64),
         planners.resolve(planner),
         SimulatedExecutor(clock, cost),
         TokenBudget(max_num_batched_tokens=tokens, max_num_seqs=4),
