@@ -47,6 +47,7 @@ def check_shape(plan: BatchPlan, state: EngineState) -> None:
     assert len(set(plan.preempts)) == len(plan.preempts) and running.keys() >= set(plan.preempts)
     assert len(set(plan.admits)) == len(plan.admits) and waiting.keys() >= set(plan.admits)
     assert set(plan.admits) <= chunks.keys(), "an admission without a chunk"
+    assert all(seq.num_computed == 0 for seq in state.waiting)
     for seq_id, num_tokens in chunks.items():
         assert num_tokens >= 1, "an empty chunk"
         if seq_id in running:

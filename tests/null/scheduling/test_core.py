@@ -183,6 +183,14 @@ def test_continuations_that_end_at_once_are_never_forked() -> None:
     drain(core)
 
 
+def test_continuations_that_end_at_once_take_no_slot() -> None:
+    core = make_core(executor=Says(a1=[9]), eos_ids=[9], seqs=2)
+    core.add(request("a", n=3, max_tokens=2), 0.0)
+    core.step(0.0)
+    assert (core.num_running, core.num_waiting) == (2, 0)
+    drain(core)
+
+
 def test_aborting_before_the_fork_ends_every_continuation() -> None:
     core = make_core()
     core.add(request("a", num_prompt=20, n=3), 0.0)

@@ -30,7 +30,9 @@ def test_tokens_depend_on_nothing_but_sequence_seed_and_position() -> None:
 
 
 def test_eos_comes_only_when_asked_for_and_not_too_early() -> None:
-    lengths = [len(tokens) for tokens in texts(64, 64, 8, NullExecutor(eos_rate=0.3), min_tokens=3).values()]
+    with_minimum = texts(64, 64, 8, NullExecutor(eos_rate=0.3), min_tokens=3).values()
+    lengths = [len(tokens) for tokens in with_minimum]
+    assert all(7 not in tokens[:3] for tokens in with_minimum)
     assert 4 <= min(lengths) < max(lengths) <= 12
     assert {len(tokens) for tokens in texts(64, 64, 8, NullExecutor(eos_rate=1.0)).values()} == {1}
 

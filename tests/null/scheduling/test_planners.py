@@ -16,9 +16,10 @@ from tests.seam import make_script, replay
 from tests.stores import small_store
 from ziggurat.errors import ConfigError
 from ziggurat.scheduling import planners
+from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.planners import PLANNERS, resolve
 from ziggurat.scheduling.probe import StoreProbe
-from ziggurat.scheduling.protocol import BatchPlan, EngineState, TokenBudget
+from ziggurat.scheduling.protocol import BatchPlan, Chunk, EngineState, SequenceView, TokenBudget
 
 STALL_FREE = ("sarathi",)
 
@@ -106,15 +107,80 @@ def test_sarathi_admits_whole_prompts_against_the_pool_and_its_watermark() -> No
     assert [entry.seq_id for entry in core.step(0.0).admitted] == ["b/0", "c/0"]
 
 
-def test_sarathi_keeps_the_blocks_that_running_prompts_will_need() -> None:
+def test_sarathi_admits_nobody_behind_an_unfinished_prompt() -> None:
+    """b's blocks are there, but a was promised the rest of its prompt first."""
     core = make_core(num_blocks=10, tokens=8, max_model_len=40)
     core.add(request("a", num_prompt=30, max_tokens=2), 0.0)
-    core.step(0.0)
-    core.add(request("b", num_prompt=10, max_tokens=2), 0.0)
-    steps = [core.step(0.0) for _ in range(3)]
-    assert [output.admitted for output in steps] == [(), (), ()]
+    core.add(request("b", num_prompt=2, max_tokens=2), 0.0)
+    admitted = [[entry.seq_id for entry in core.step(0.0).admitted] for _ in range(4)]
+    assert admitted == [["a/0"], [], [], ["b/0"]]
     drain(core)
     assert core.counters.preemptions == 0
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_a_window_is_priced_by_its_peak_not_by_the_prompt(name: str) -> None:
+    """A window group of 12 blocks never holds a prompt of 60 tokens at once, and need not: with chunks of 8 it holds 5."""
+    store = small_store(40, window=(10, 12), max_chunk_tokens=8)
+    core = EngineCore(
+        store,
+        checked(name),
+        HashingExecutor(),
+        TokenBudget(max_num_batched_tokens=8, max_num_seqs=4),
+        max_model_len=70,
+        block_bytes=(1, 1),
+    )
+    core.add(request("a", num_prompt=2, max_tokens=30), 0.0)
+    core.step(0.0)
+    core.add(request("b", num_prompt=60, max_tokens=2), 0.0)
+    ends = [entry.seq_id for output in drain(core) for entry in output.finished]
+    assert ends == ["b/0", "a/0"]
+    assert core.counters.preemptions == 0
+
+
+class NoRoom:
+    """A pool of which nothing is left; each running sequence holds two blocks and needs one per token."""
+
+    def free_blocks(self) -> tuple[int, ...]:
+        return (0,)
+
+    def total_blocks(self) -> tuple[int, ...]:
+        return (6,)
+
+    def needed_blocks(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
+        return (num_tokens,)
+
+    needed_to_admit = needed_blocks
+
+    def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
+        return (num_tokens,)
+
+    def cached_tokens(self, seq_id: str) -> int:
+        return 0
+
+    def held_blocks(self, seq_id: str) -> tuple[int, ...]:
+        return (2,)
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
+def test_unfinished_prompts_that_block_each_other_give_way_to_the_oldest(name: str) -> None:
+    running = [
+        SequenceView(
+            seq_id=f"r{index}/0",
+            num_prompt_tokens=9,
+            num_tokens=9,
+            num_computed=2,
+            priority=0,
+            arrival=index,
+            arrival_s=0.0,
+        )
+        for index in range(3)
+    ]
+    state = EngineState(running=running, waiting=[], kv=NoRoom(), now_s=0.0)
+    plan = resolve(name).plan(state, TokenBudget(max_num_batched_tokens=8, max_num_seqs=4))
+    assert plan == BatchPlan(preempts=("r2/0",), chunks=(Chunk(seq_id="r0/0", num_tokens=2),))
+    alone = EngineState(running=running[:1], waiting=[], kv=NoRoom(), now_s=0.0)
+    assert resolve(name).plan(alone, TokenBudget(max_num_batched_tokens=8, max_num_seqs=4)) == BatchPlan()
 
 
 def test_prefill_priority_stalls_decodes_while_prompts_wait() -> None:

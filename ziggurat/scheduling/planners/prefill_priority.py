@@ -31,7 +31,7 @@ class PrefillPriority:
         draft = Draft(state, budget)
         self._go_on(draft)
         if not draft.chunks:
-            self._admit(draft, state, budget)
+            self._admit(draft, state)
         if not draft.chunks:
             draft.run_decodes()
         if not draft.chunks:
@@ -47,19 +47,17 @@ class PrefillPriority:
                     draft.run(seq, length)
                     return
 
-    def _admit(self, draft: Draft, state: EngineState, budget: TokenBudget) -> None:
-        keep = draft.watermark(WATERMARK_RATIO)
+    def _admit(self, draft: Draft, state: EngineState) -> None:
+        watermark = draft.watermark(WATERMARK_RATIO)
         for seq in state.waiting:
             if seq.num_slots > draft.slots_left or draft.tokens_left == 0:
                 return
             uncached = seq.num_tokens - draft.kv.cached_tokens(seq.seq_id)
-            is_long = uncached > budget.max_num_batched_tokens
-            if draft.chunks and (is_long or uncached > draft.tokens_left):
+            if draft.chunks and uncached > draft.tokens_left:
                 return
             price = partial(draft.kv.needed_to_admit, seq.seq_id)
-            whole = draft.whole(seq, uncached, price)
             is_alone = not draft.running and not draft.admits
-            if not is_alone and not draft.fits(whole, keep=keep):
+            if not is_alone and not draft.fits(draft.whole(seq, uncached, price), keep=watermark):
                 return
             length = draft.longest(price, min(uncached, draft.tokens_left))
             if length == 0:

@@ -19,9 +19,10 @@ class Sarathi:
     1. Every running decode gets its token; for a missing block the last running sequence is preempted.
     2. Running prefills share the tokens that are left. Where blocks are short a chunk shrinks; if nothing at all could run, the
        last running sequence is preempted until the first one fits.
-    3. Waiting sequences are admitted while a slot, a token and the blocks of the whole prompt are there, less what running
-       prefills still need, less 1 % of the pool. The first that does not fit stops it (FCFS). With nothing running the head
-       gets in with as long a chunk as fits.
+    3. If all running prefills are finished by this step, waiting sequences are admitted while a slot, a token and the blocks of
+       the whole prompt are there, with 1 % of the pool left over. The first that does not fit stops it (FCFS). So the blocks that
+       an unfinished prompt was promised are not given to another prompt. With nothing running the head gets in with as long a
+       chunk as fits.
 
     Cost per call: O(running + admitted) questions to the store. Wrong choice when only throughput of long prompts counts: small
     chunks read the earlier KV of their prompt again.
@@ -31,12 +32,14 @@ class Sarathi:
         """Decide the next step."""
         draft = Draft(state, budget)
         draft.run_decodes()
-        self._run_prefills(draft)
-        if not draft.preempts:
+        is_finished = self._run_prefills(draft)
+        if is_finished and not draft.preempts:
             self._admit(draft, state)
         return draft.plan()
 
-    def _run_prefills(self, draft: Draft) -> None:
+    def _run_prefills(self, draft: Draft) -> bool:
+        """Whether every running prefill got all it needs."""
+        is_finished = True
         for seq in [seq for seq in draft.running if seq.num_uncomputed > 1]:
             price = partial(draft.kv.needed_blocks, seq.seq_id)
             limit = min(seq.num_uncomputed, draft.tokens_left)
@@ -46,34 +49,24 @@ class Sarathi:
                 length = draft.longest(price, limit)
             if length > 0:
                 draft.run(seq, length)
+            is_finished = is_finished and length == seq.num_uncomputed
             if seq is draft.running[-1]:
                 break  # those behind it have been preempted
+        return is_finished
 
     def _admit(self, draft: Draft, state: EngineState) -> None:
-        keep = self._promised(draft)
+        watermark = draft.watermark(WATERMARK_RATIO)
         for seq in state.waiting:
             if seq.num_slots > draft.slots_left or draft.tokens_left == 0:
                 return
             uncached = seq.num_tokens - draft.kv.cached_tokens(seq.seq_id)
             price = partial(draft.kv.needed_to_admit, seq.seq_id)
-            whole = draft.whole(seq, uncached, price)
             is_alone = not draft.running and not draft.admits
-            if not is_alone and not draft.fits(whole, keep=keep):
+            if not is_alone and not draft.fits(draft.whole(seq, uncached, price), keep=watermark):
                 return
             length = draft.longest(price, min(uncached, draft.tokens_left))
             if length == 0:
                 return
-            keep = [k + w - p for k, w, p in zip(keep, whole, price(length), strict=True)]
             draft.admit(seq, length)
-
-    def _promised(self, draft: Draft) -> list[int]:
-        """Blocks not to be touched by admissions: the watermark, and what running prefills still need after this step."""
-        keep = list(draft.watermark(WATERMARK_RATIO))
-        for seq in draft.running:
-            if seq.num_uncomputed > 1:
-                price = partial(draft.kv.needed_blocks, seq.seq_id)
-                taken = next((chunk.num_tokens for chunk in draft.chunks if chunk.seq_id == seq.seq_id), 0)
-                now = price(taken) if taken else [0] * len(keep)
-                whole = draft.whole(seq, seq.num_uncomputed, price)
-                keep = [k + max(w - n, 0) for k, w, n in zip(keep, whole, now, strict=True)]
-        return keep
+            if length < uncached:
+                return
