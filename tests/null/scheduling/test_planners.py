@@ -119,6 +119,17 @@ def test_sarathi_admits_nobody_behind_an_unfinished_prompt() -> None:
 
 
 @pytest.mark.parametrize("name", PLANNERS.names())
+def test_forks_to_come_are_part_of_the_price(name: str) -> None:
+    """Of 10 blocks one is a's and one the watermark. b's prompt takes 7 and each of its three forks one more."""
+    core = make_core(planner=resolve(name), num_blocks=10, tokens=30, seqs=8)
+    core.add(request("a", num_prompt=2, max_tokens=2), 0.0)
+    core.step(0.0)
+    core.add(request("b", num_prompt=28, max_tokens=2, n=4), 0.0)
+    assert core.step(0.0).admitted == ()
+    drain(core)
+
+
+@pytest.mark.parametrize("name", PLANNERS.names())
 def test_a_window_is_priced_by_its_peak_not_by_the_prompt(name: str) -> None:
     """A window group of 12 blocks never holds a prompt of 60 tokens at once, and need not: with chunks of 8 it holds 5."""
     store = small_store(40, window=(10, 12), max_chunk_tokens=8)

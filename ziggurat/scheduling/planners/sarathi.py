@@ -19,9 +19,9 @@ class Sarathi:
     1. Every running decode gets its token; for a missing block the last running sequence is preempted.
     2. Running prefills share the tokens that are left. Where blocks are short a chunk shrinks; if nothing at all could run, the
        last running sequence is preempted until the first one fits.
-    3. If all running prefills are finished by this step, waiting sequences are admitted while a slot, a token and the blocks of
-       the whole prompt are there, with 1 % of the pool left over. The first that does not fit stops it (FCFS). So the blocks that
-       an unfinished prompt was promised are not given to another prompt. With nothing running the head gets in with as long a
+    3. Waiting sequences are admitted while a slot, a token and the blocks of the whole prompt are there, with 1 % of the pool left
+       over. The first that does not fit stops it (FCFS). An unfinished prompt takes every token or every block that is left, so
+       nobody is admitted behind it and what it was promised stays free. With nothing running the head gets in with as long a
        chunk as fits.
 
     Cost per call: O(running + admitted) questions to the store. Wrong choice when only throughput of long prompts counts: small
@@ -32,14 +32,12 @@ class Sarathi:
         """Decide the next step."""
         draft = Draft(state, budget)
         draft.run_decodes()
-        is_finished = self._run_prefills(draft)
-        if is_finished and not draft.preempts:
+        self._run_prefills(draft)
+        if not draft.preempts:
             self._admit(draft, state)
         return draft.plan()
 
-    def _run_prefills(self, draft: Draft) -> bool:
-        """Whether every running prefill got all it needs."""
-        is_finished = True
+    def _run_prefills(self, draft: Draft) -> None:
         for seq in [seq for seq in draft.running if seq.num_uncomputed > 1]:
             price = partial(draft.kv.needed_blocks, seq.seq_id)
             limit = min(seq.num_uncomputed, draft.tokens_left)
@@ -49,10 +47,8 @@ class Sarathi:
                 length = draft.longest(price, limit)
             if length > 0:
                 draft.run(seq, length)
-            is_finished = is_finished and length == seq.num_uncomputed
             if seq is draft.running[-1]:
                 break  # those behind it have been preempted
-        return is_finished
 
     def _admit(self, draft: Draft, state: EngineState) -> None:
         watermark = draft.watermark(WATERMARK_RATIO)
