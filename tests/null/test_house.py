@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,12 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 
 def sources() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py"))
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def room_of(path: Path) -> str | None:
@@ -84,7 +90,7 @@ def trees() -> Iterator[tuple[Path, str, ast.Module]]:
     for path in sources():
         room = room_of(path)
         if room is not None:
-            yield path, room, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+            yield path, room, parsed(path)
 
 
 def test_every_room_has_a_place_in_the_order() -> None:
@@ -180,8 +186,7 @@ def test_files_are_short() -> None:
 def test_functions_are_short() -> None:
     found: dict[str, int] = {}
     for path in sources():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name, lines in functions(tree):
+        for name, lines in functions(parsed(path)):
             key = f"{path.relative_to(ROOT)}:{name}"
             found[key] = max(lines, found.get(key, 0))
     compare(found, LONG_FUNCTIONS, MAX_FUNCTION_LINES)

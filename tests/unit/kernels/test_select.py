@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import pytest
 import torch
 
@@ -30,6 +33,47 @@ def test_without_the_library_auto_says_that_it_is_slower(monkeypatch):
 def test_unknown_backend():
     with pytest.raises(ConfigError, match="did you mean 'native'"):
         kernels.select("nativ")
+
+
+def test_callers_on_many_threads_get_their_own_answers():
+    """The pool runs one job at a time; a caller never sees another's tasks."""
+    ops = backend("native", num_threads=3)
+    panels = packed(ops, random(1, 400, 200).bfloat16())
+    inputs = [random(seed, 7, 200) for seed in range(4)]
+    expected = [torch.empty(7, 400) for _ in inputs]
+    for x, out in zip(inputs, expected, strict=True):
+        ops.linear(x, panels, out)
+    wrong: list[int] = []
+
+    def call(index: int) -> None:
+        out = torch.empty(7, 400)
+        for _ in range(200):
+            ops.linear(inputs[index], panels, out)
+            if not torch.equal(out, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    backend("native", num_threads=2)
+    assert not wrong
+
+
+def test_a_forked_child_computes_without_workers():
+    """Callers wait for tasks, never for workers, so a child that has none still finishes."""
+    ops = backend("native", num_threads=2)
+    x, weight = random(1, 5, 300), random(2, 600, 300)
+    panels, out = packed(ops, weight), torch.empty(5, 600)
+    ops.linear(x, panels, out)
+    child = os.fork()
+    if child == 0:
+        again = torch.empty(5, 600)
+        ops.linear(x, panels, again)
+        os._exit(0 if again.numpy().tobytes() == out.numpy().tobytes() else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_threads_can_be_set():
