@@ -99,6 +99,17 @@ def test_a_client_that_stays_is_served_after_all_that(server: ServerProcess) -> 
     assert b"HTTP/1.1 200 OK" in seen
 
 
+def test_leaving_while_sending_the_body_is_no_error() -> None:
+    with fake_server(step_s=0.03) as process:
+        for moment in (b"", b"{"):
+            with connect(process) as connection:
+                connection.sendall(request_bytes(is_stream=True)[0] + moment)
+        process.wait_for(lambda memory: memory["requests"]["num_open"] == 0)
+        process.signal()
+        assert process.wait() == 0
+        assert "Traceback" not in process.output
+
+
 def test_the_413_reaches_a_client_that_is_still_sending(server: ServerProcess) -> None:
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n"
