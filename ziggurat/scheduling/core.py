@@ -36,7 +36,7 @@ class EngineCore:
     """Many requests over one store and one executor. Not thread-safe: one thread calls it.
 
     Args:
-        store: KV space; nobody else opens sequences in it.
+        store: KV space. Others may take blocks out of circulation, as long as every accepted sequence could still run alone.
         budget: limits of one step.
         max_model_len: limit of prompt plus output, tokens.
         block_bytes: size of one block, per KV group (for messages and `snapshot`).
@@ -76,6 +76,7 @@ class EngineCore:
         self.log = log
         self.counters = Counters()
         self._eos_ids = frozenset(eos_ids)
+        self._sorted_eos_ids = tuple(sorted(self._eos_ids))
         self._seed = seed
         self._roster = Roster(store, self.counters)
         self._probe = StoreProbe(store, self._roster.waiting)
@@ -275,7 +276,7 @@ class EngineCore:
                 params=seq.params,
                 prompt_ids=seq.prompt_ids,
                 output_ids=seq.output_ids,
-                eos_ids=() if seq.params.ignore_eos else tuple(sorted(self._eos_ids)),
+                eos_ids=() if seq.params.ignore_eos else self._sorted_eos_ids,
             )
         return BatchItem(
             seq_id=seq.seq_id,

@@ -78,7 +78,7 @@ class Draft:
             while not self.fits(price) and self.running[-1] is not seq:
                 self.preempt_last()
             if self.fits(price):
-                self.run(seq, 1)
+                self._take(seq, 1, price)
             elif len(self.running) > 1:
                 self.preempt_last()
 
