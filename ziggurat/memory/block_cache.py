@@ -170,8 +170,6 @@ class BlockCache:
         policy = self._policies[group]
         if policy is not None:
             policy.on_remove(block)
-        if group == self.leader:
-            node.is_offered = False
         return int(self.pools[group].detach(block))
 
     def _on_held(self, group: int, block: int, *, is_held: bool) -> None:

@@ -63,6 +63,8 @@ class KVStore(Protocol):
 
     block_size: int
     share_quantum_tokens: int
+    last_miss_reason: str | None
+    """Why the last `open` did not find more cached; None when it could not have."""
 
     def open(self, seq_id: str, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
         """Start a sequence, taking over the longest cached prefix (never all of its tokens). Returns the cached tokens."""

@@ -144,8 +144,8 @@ class Machine:
             if group is None:
                 continue
             # In a container the mount shows only the subtree below its root; a group outside of it shows as the mount itself.
-            inside = mount.root == "/" or group == mount.root or group.startswith(mount.root + "/")
-            relative = group[len(mount.root) :] if inside and mount.root != "/" else group if inside else ""
+            visible = mount.root.rstrip("/")
+            relative = group[len(visible) :] if group == visible or group.startswith(visible + "/") else ""
             parts = [part for part in relative.split("/") if part and part != ".."]
             top = self.root / mount.point.relative_to("/")
             for depth in range(len(parts), -1, -1):

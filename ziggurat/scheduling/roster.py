@@ -82,7 +82,7 @@ class Roster:
             request_id=seq.request_id,
             num_cached_tokens=num_cached,
             is_readmission=is_readmission,
-            miss_reason=None if num_cached else getattr(self._store, "last_miss_reason", None),
+            miss_reason=None if num_cached else self._store.last_miss_reason,
         )
 
     def preempt(self, seq: SequenceState) -> None:

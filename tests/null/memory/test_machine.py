@@ -97,6 +97,10 @@ def test_in_a_container_the_mount_shows_a_subtree(tmp_path: Path, group: str) ->
     files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GIB}\n"}
     found = machine(tmp_path, mounts=[V1_MEMORY.format(root="/docker/abc")], groups=f"4:memory:{group}\n", files=files)
     assert found.group_memory().limit_bytes == GIB
+    below = tmp_path / "sys/fs/cgroup/memory/sub/memory.limit_in_bytes"
+    below.parent.mkdir()
+    below.write_text(f"{GIB // 2}\n")
+    assert found.group_memory().limit_bytes == (GIB // 2 if group == "/docker/abc/sub" else GIB)
 
 
 def test_both_versions_mounted_the_lower_limit_counts(tmp_path: Path) -> None:
