@@ -120,7 +120,7 @@ def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
     largest_running = 0
     while engine.has_work:
         engine.step()
-        largest_running = max(largest_running, len(engine.core.snapshot()["running"]))
+        largest_running = max(largest_running, engine.core.num_running)
     print(
         json.dumps(
             {

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights into one packed arena, as the Plan says, with one bounded staging buffer beside it.
+"""Weights into one packed arena, as the Plan says, through two small staging buffers.
 
 ::
 
-    safetensors file --pread--> staging (rows, storage type of the file) --convert, pack--> arena (panels, the plan's type)
+    safetensors file --pread--> raw (rows, the file's type) --convert--> rows (the plan's type) --pack--> arena (panels)
 
-Nothing is mapped, so nothing has to be given back: the peak is the packed weights plus one staging buffer and its conversion.
+No file is mapped and nothing large comes from malloc, which would keep what it once had: the peak is the packed weights plus
+`STAGING_BYTES` twice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,8 +29,8 @@ from ziggurat.programs.formats import FP32, FormatSpec
 from ziggurat.programs.plan import PackedWeight, Plan
 from ziggurat.units import MIB, ceil_div
 
-STAGING_BYTES = 32 * MIB
-"""Upper bound of one slice of a tensor on its way into the arena; its conversion to another type takes as much again at most twice."""
+STAGING_BYTES = 8 * MIB
+"""Upper bound of one slice of a tensor on its way into the arena (a panel's rows may be more)."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, bytes done, bytes in total)."""
@@ -84,24 +84,24 @@ def read_checkpoint(
         ModelError: a file is truncated or cannot be read, or a value does not fit the storage type asked for.
     """
     total = sum(entries[source].num_bytes for weight in plan.weights.values() for source, _ in weight.sources)
-    with _Reader() as reader:
-        done = 0
-        for weight in plan.weights.values():
-            first_row = 0
-            for source, num_rows in weight.sources:
-                for start, rows in reader.slices(source, entries[source]):
-                    reader.check(source, rows)
-                    converted = _converted(source, rows, weight.format)
-                    _put(weight, views[weight.name], first_row + start, converted, ops)
-                    done += rows.nbytes
-                    if progress is not None:
-                        progress("loading weights", done, total)
-                first_row += num_rows
-    if reader.non_finite:
-        first = reader.non_finite[0]
-        _LOG.warning(
-            "%d tensors hold NaN or infinity, first %r: expect failing requests", len(reader.non_finite), first
-        )
+    non_finite: dict[str, None] = {}
+    done = 0
+    with _Staging(plan) as staging, _Files() as files:
+        for weight, source, first_row, num_rows in _sources(plan):
+            entry = entries[source]
+            for start, count in staging.slices(weight, num_rows, entry.format):
+                raw = staging.raw(count, weight.in_features, torch_dtype(entry.format))
+                files.read(source, entry, start, raw)
+                if not _is_finite(raw):
+                    non_finite[source] = None
+                rows = staging.converted(source, raw, torch_dtype(weight.format))
+                _put(weight, views[weight.name], first_row + start, rows, ops)
+                done += raw.nbytes
+                if progress is not None:
+                    progress("loading weights", done, total)
+    if non_finite:
+        first = next(iter(non_finite))
+        _LOG.warning("%d tensors hold NaN or infinity, first %r: expect failing requests", len(non_finite), first)
 
 
 def fill_random(
@@ -111,57 +111,99 @@ def fill_random(
 
     Each checkpoint tensor depends on ``seed`` and its own name only.
     """
-    total, done = plan.weight_bytes, 0
+    total = sum(weight.num_bytes for weight in plan.weights.values())
+    done = 0
+    with _Staging(plan) as staging:
+        for weight, source, first_row, num_rows in _sources(plan):
+            generator, std = _generator(seed, source), _dummy_std(weight, source)
+            for start, count in staging.slices(weight, num_rows, FP32):
+                raw = staging.raw(count, weight.in_features, torch.float32)
+                if std is None:
+                    raw.fill_(1.0)
+                else:
+                    raw.normal_(0.0, std, generator=generator)
+                rows = staging.converted(source, raw, torch_dtype(weight.format))
+                _put(weight, views[weight.name], first_row + start, rows, ops)
+                done += rows.nbytes
+                if progress is not None:
+                    progress("making random weights", done, total)
+
+
+def _sources(plan: Plan) -> Iterator[tuple[PackedWeight, str, int, int]]:
+    """(packed weight, checkpoint name, first row in the packed weight, rows), in the plan's order."""
     for weight in plan.weights.values():
         first_row = 0
         for source, num_rows in weight.sources:
-            for start, rows in _random_slices(source, num_rows, weight, seed):
-                _put(weight, views[weight.name], first_row + start, rows.to(torch_dtype(weight.format)), ops)
+            yield weight, source, first_row, num_rows
             first_row += num_rows
-        done += weight.num_bytes
-        if progress is not None:
-            progress("making random weights", done, total)
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Reads tensors slice by slice into one staging buffer."""
+class _Staging:
+    """Two buffers in an arena of their own: a slice as it was stored, and converted. Valid until the next slice."""
 
-    non_finite: list[str] = field(default_factory=list)
-    _files: ExitStack = field(default_factory=ExitStack)
-    _descriptors: dict[Path, int] = field(default_factory=dict)
-    _staging: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    def __init__(self, plan: Plan) -> None:
+        widest = max(weight.in_features for weight in plan.weights.values())
+        self._size = max(STAGING_BYTES, FP32.num_bytes((PANEL_WIDTH, widest)))
+        self._arena = Arena(2 * self._size, "staging")
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> _Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._files.close()
-        self._staging = torch.empty(0, dtype=torch.uint8)
+        self._arena.close()
 
-    def slices(self, name: str, entry: TensorEntry) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of a tensor in its stored type; the rows are valid until the next slice. Vectors are one column."""
-        num_rows = entry.shape[0]
-        columns = entry.shape[1] if len(entry.shape) == 2 else 1
-        row_bytes = entry.format.num_bytes((columns,))
-        step = max(PANEL_WIDTH, STAGING_BYTES // row_bytes // PANEL_WIDTH * PANEL_WIDTH)
+    def slices(self, weight: PackedWeight, num_rows: int, stored: FormatSpec) -> Iterator[tuple[int, int]]:
+        """(first row, rows) of slices that fit in both types; whole panels, so that the size of slices never shows."""
+        row_bytes = max(stored.num_bytes((weight.in_features,)), weight.format.num_bytes((weight.in_features,)))
+        step = self._size // row_bytes // PANEL_WIDTH * PANEL_WIDTH
         for start in range(0, num_rows, step):
-            count = min(step, num_rows - start)
-            raw = self._read(name, entry, start * row_bytes, count * row_bytes)
-            yield start, raw.view(torch_dtype(entry.format)).view(count, columns)
+            yield start, min(step, num_rows - start)
 
-    def _read(self, name: str, entry: TensorEntry, offset: int, num_bytes: int) -> Tensor:
-        if self._staging.numel() < num_bytes:
-            self._staging = torch.empty(num_bytes, dtype=torch.uint8)
-        raw = self._staging[:num_bytes]
-        target, done = raw.numpy().data, 0
+    def raw(self, num_rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Space for rows as they are stored."""
+        num_bytes = num_rows * columns * dtype.itemsize
+        return arena_view(self._arena, 0, num_bytes, dtype).view(num_rows, columns)
+
+    def converted(self, name: str, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows in another type.
+
+        Raises:
+            ModelError: a value is too large for it.
+        """
+        if raw.dtype == dtype:
+            return raw
+        rows = arena_view(self._arena, self._size, raw.numel() * dtype.itemsize, dtype).view(raw.shape)
+        rows.copy_(raw)
+        if dtype == torch.float16 and _is_finite(raw) and not _is_finite(rows):
+            largest = max(abs(float(value)) for value in torch.aminmax(raw))
+            raise ModelError(
+                f"tensor {name!r} has values up to {largest:.3g}, float16 ends at 65504: use --dtype bfloat16 or auto"
+            )
+        return rows
+
+
+class _Files:
+    """Open files of a checkpoint, read by position."""
+
+    def __init__(self) -> None:
+        self._exit = ExitStack()
+        self._descriptors: dict[Path, int] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def read(self, name: str, entry: TensorEntry, first_row: int, rows: Tensor) -> None:
+        """Fill ``rows`` with those of a tensor from ``first_row`` on."""
+        num_bytes = rows.nbytes
+        offset = entry.offset + first_row * (num_bytes // rows.shape[0])
+        target, done = rows.view(torch.uint8).numpy().reshape(-1).data, 0
         try:
-            if entry.path not in self._descriptors:
-                descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-                self._files.callback(os.close, descriptor)
-                self._descriptors[entry.path] = descriptor
+            descriptor = self._open(entry.path)
             while done < num_bytes:
-                count = os.preadv(self._descriptors[entry.path], [target[done:]], entry.offset + offset + done)
+                count = os.preadv(descriptor, [target[done:]], offset + done)
                 if count == 0:
                     break
                 done += count
@@ -169,34 +211,22 @@ class _Reader:
             raise ModelError(f"{entry.path} cannot be read at tensor {name!r}: {error}") from error
         if done < num_bytes:
             raise ModelError(
-                f"{entry.path} is truncated: tensor {name!r} needs {num_bytes} bytes at {entry.offset + offset}, only {done} are "
-                f"there; the file changed since its header was read"
+                f"{entry.path} is truncated: tensor {name!r} needs {num_bytes} bytes at {offset}, only {done} are there; the "
+                f"file changed since its header was read"
             )
-        return raw
 
-    def check(self, name: str, rows: Tensor) -> None:
-        """Notes tensors with NaN or infinity."""
-        if rows.numel() and not _is_finite(rows) and name not in self.non_finite[-1:]:
-            self.non_finite.append(name)
+    def _open(self, path: Path) -> int:
+        if path not in self._descriptors:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._exit.callback(os.close, descriptor)
+            self._descriptors[path] = descriptor
+        return self._descriptors[path]
 
 
 def _is_finite(rows: Tensor) -> bool:
     # aminmax passes NaN on and takes one pass without temporaries.
     low, high = torch.aminmax(rows)
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
-
-
-def _converted(name: str, rows: Tensor, fmt: FormatSpec) -> Tensor:
-    dtype = torch_dtype(fmt)
-    if rows.dtype == dtype:
-        return rows
-    converted = rows.to(dtype)
-    if dtype == torch.float16 and rows.numel() and _is_finite(rows) and not _is_finite(converted):
-        largest = float(torch.aminmax(rows.float().abs()).max)
-        raise ModelError(
-            f"tensor {name!r} has values up to {largest:.3g}, float16 ends at 65504: use --dtype bfloat16 or auto"
-        )
-    return converted
 
 
 def _put(weight: PackedWeight, view: Tensor, first_row: int, rows: Tensor, ops: KernelOps) -> None:
@@ -206,15 +236,13 @@ def _put(weight: PackedWeight, view: Tensor, first_row: int, rows: Tensor, ops: 
         ops.pack_rows(rows, view, first_row=first_row)
 
 
-def _random_slices(name: str, num_rows: int, weight: PackedWeight, seed: int) -> Iterator[tuple[int, Tensor]]:
-    columns = weight.in_features
-    if weight.layout == "vector" and not name.endswith(".bias"):
-        yield 0, torch.ones(num_rows, 1)
-        return
+def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    std = _DUMMY_BIAS_STD if weight.layout == "vector" else columns**-0.5
-    step = max(PANEL_WIDTH, STAGING_BYTES // FP32.num_bytes((columns,)) // PANEL_WIDTH * PANEL_WIDTH)
-    for start in range(0, num_rows, step):
-        count = min(step, num_rows - start)
-        yield start, torch.empty(count, columns).normal_(0.0, std, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _dummy_std(weight: PackedWeight, name: str) -> float | None:
+    """Standard deviation of a dummy tensor; None for norms, which are 1."""
+    if weight.layout == "panels":
+        return float(weight.in_features**-0.5)
+    return _DUMMY_BIAS_STD if name.endswith(".bias") else None
