@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
+from ziggurat.cli.interrupt import raise_interrupts
 from ziggurat.cli.model_argument import add_model, given_model
 from ziggurat.cli.talk import Message, Talker, add_talk_flags, open_talker, sampling_of
 from ziggurat.engine.config import option
@@ -48,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     options, sampling = build(ChatOptions, namespace), sampling_of(namespace)
     with contextlib.closing(open_talker(namespace, given_model(namespace))) as talker:
         print(f"{talker.model}; /help lists the commands", file=sys.stderr)
-        Conversation(talker, sampling, options.system, sys.stdout).run(_lines(sys.stdin))
+        with raise_interrupts():
+            Conversation(talker, sampling, options.system, sys.stdout).run(_lines(sys.stdin))
     return 0
 
 

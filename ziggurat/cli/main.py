@@ -16,10 +16,11 @@ from typing import Protocol, cast
 
 from ziggurat import __version__
 from ziggurat.cli.flags import Parser, UsageError
+from ziggurat.cli.interrupt import EXIT_INTERRUPTED, leave_at_once
 from ziggurat.errors import StateError, UserError
 from ziggurat.registry import nearest
 
-EXIT_OK, EXIT_USER, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 3, 130, 141
+EXIT_OK, EXIT_USER, EXIT_USAGE, EXIT_INTERNAL, EXIT_BROKEN_PIPE = 0, 1, 2, 3, 141
 
 VERBS = {
     "serve": "serve a model over HTTP: OpenAI's API, a page, the memory map",
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Nothing but ``--help`` and ``--version`` of argparse exits by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = dispatch(words)
+        with leave_at_once():
+            code = dispatch(words)
         sys.stdout.flush()
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)

@@ -16,6 +16,7 @@ from ziggurat.catalog.machine import commit, describe_machine
 from ziggurat.catalog.results import RESULTS, ROOT, result_path
 from ziggurat.catalog.systems import find_system
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
+from ziggurat.cli.interrupt import raise_interrupts
 from ziggurat.cli.output import add_output_flags, emit, table
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError, UnsupportedFeature
@@ -53,12 +54,14 @@ def run(argv: Sequence[str]) -> int:
         raise UnsupportedFeature(
             f"{system.slug} ({system.title}) is not built yet; see `ziggurat systems`", feature=f"system:{system.slug}"
         )
+    with raise_interrupts():  # experiments have files and processes to clean up
+        claims = report(experiment, options.scale)
     result = {
         "system": system.slug,
         "scale": options.scale,
         "commit": commit(ROOT),
         "machine": describe_machine(),
-        "claims": report(experiment, options.scale),
+        "claims": claims,
     }
     if options.record:
         _record(result, result_path(RESULTS, system.slug, options.scale))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
+from ziggurat.cli.interrupt import defer_interrupts
 from ziggurat.cli.progress import ProgressLine
 from ziggurat.engine.chat_template import missing_template
 from ziggurat.engine.config import EngineConfig, option
@@ -157,14 +158,18 @@ class LocalTalker:
         is_finished = False
         try:
             while not is_finished:
-                for output in self._engine.step():
+                for output in self._step():
                     is_finished = output.finish_reason is not None
                     yield _piece(output)
         finally:
             if not is_finished:
                 self._engine.abort(request_id)
                 while self._engine.has_work:
-                    self._engine.step()
+                    self._step()
+
+    def _step(self) -> list[GenerateOutput]:
+        with defer_interrupts():
+            return self._engine.step()
 
     def close(self) -> None:
         """Give the engine's memory back."""

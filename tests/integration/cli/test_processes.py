@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,9 @@ def test_serve_prints_the_table_answers_and_drains(folder: Path) -> None:
         done = subprocess.run([*talk, "--format", "json"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["model"] == "tiny"
+        for path in ("/health", "/ready", "/version", "/metrics", "/memory", "/v1/models", "/"):
+            with urllib.request.urlopen(f"http://{url}{path}", timeout=30) as response:
+                assert response.status == 200, path
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
     finally:

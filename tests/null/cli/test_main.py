@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -141,3 +142,37 @@ def test_python_dash_m_and_a_closed_pipe() -> None:
         check=True,
     )
     assert len(json.loads(done.stdout)) == 85
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "err"),
+    [
+        # A library that swallows everything while it is imported must not swallow Ctrl-C.
+        ("", 130, "ziggurat: interrupted\n"),
+        ("with raise_interrupts():", 0, "seen\n"),
+    ],
+)
+def test_ctrl_c_cannot_be_swallowed_by_an_import(body: str, code: int, err: str) -> None:
+    code_lines = [
+        "import os, signal, sys",
+        "from ziggurat.cli import main as entry",
+        "from ziggurat.cli.interrupt import raise_interrupts",
+        "class Verb:",
+        "    def run(self, argv):",
+        f"        {body or 'if True:'}",
+        "            try: os.kill(os.getpid(), signal.SIGINT); signal.sigtimedwait([], 5)",
+        "            except BaseException: print('seen', file=sys.stderr)",
+        "        return 0",
+        "entry.load = lambda verb: Verb()",
+        "sys.exit(entry.main(['systems']))",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code_lines)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, err)
+
+
+def test_the_handler_of_the_caller_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert run_with(monkeypatch, lambda: int(signal.getsignal(signal.SIGINT) is before)) == 0
+    assert signal.getsignal(signal.SIGINT) is before

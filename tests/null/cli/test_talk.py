@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,22 @@ def test_leaving_early_ends_the_request() -> None:
     pieces.close()
     assert engine.aborted == ["cli-1"]
     assert not engine.has_work
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = EchoEngine(tokenizer=Letters())
+    step, ends = engine.step, []
+
+    def interrupted_step() -> list[GenerateOutput]:
+        signal.raise_signal(signal.SIGINT)
+        ends.append("whole")
+        return step()
+
+    monkeypatch.setattr(engine, "step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        next(LocalTalker(engine).complete("abc", {}))
+    assert ends == ["whole"]
+    assert engine.aborted == ["cli-1"]
 
 
 def chat(lines: Sequence[str], monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
