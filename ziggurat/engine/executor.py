@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ziggurat.engine.inputs import InputBuilder, StepInputs
+from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
 from ziggurat.engine.sampler import Sampler
+from ziggurat.engine.tape import CallRecorder, TapeShelf
 from ziggurat.engine.weights import arena_view
 from ziggurat.errors import EngineError
 from ziggurat.kernels import KernelOps, KVLayer
+from ziggurat.kernels.native import NativeOps
+from ziggurat.kernels.ops import load_native
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import CopyOp
 from ziggurat.programs.ops import TOKENS
@@ -34,13 +39,14 @@ from ziggurat.programs.plan import (
 )
 from ziggurat.programs.program import KVGroup
 from ziggurat.programs.rope import RopeSpec
-from ziggurat.scheduling.protocol import Batch, SampledToken, StepResult
+from ziggurat.scheduling.protocol import Batch, SampledToken, SampleRequest, StepResult
 
 Values = Sequence[Tensor]
 """Activation buffers cut to the rows of this step, by slot number."""
 Call = Callable[[Values, StepInputs], None]
 
 _ROPE_SLICE_POSITIONS = 4096
+_MAX_TAPES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,10 @@ class PlanExecutor:
 
     def __init__(self, plan: Plan, memory: Memory, ops: KernelOps) -> None:
         self.plan = plan
-        self._ops = ops
+        library = load_native() if isinstance(ops, NativeOps) else None
+        self._recorder = None if library is None else CallRecorder(library)
+        self._ops: KernelOps = ops if self._recorder is None else NativeOps(cast(ModuleType, self._recorder))
+        self._tapes = TapeShelf(_MAX_TAPES)
         self._memory = memory
         self._inputs = InputBuilder(plan.limits, len(plan.program.kv_groups()))
         self._sampler = Sampler(plan.program.vocab_size)
@@ -86,10 +95,10 @@ class PlanExecutor:
     def run(self, batch: Batch) -> StepResult:
         """Copies, one ragged forward, then sampling of the rows that ask for it."""
         try:
-            logits, inputs = self.forward(batch)
+            logits, samples = self.forward(batch)
             tokens: dict[str, SampledToken] = {}
             rows = logits.numpy()
-            for row, sample in enumerate(inputs.samples):
+            for row, sample in enumerate(samples):
                 tokens |= zip(sample.seq_ids, self._sampler.sample(rows[row], sample), strict=True)
         except EngineError:
             raise
@@ -98,18 +107,31 @@ class PlanExecutor:
         self.num_steps += 1
         return StepResult(tokens=tokens)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, StepInputs]:
-        """Logits fp32 [R, vocab] of the rows that are sampled (a view of the workspace, valid until the next call), and the inputs."""
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[SampleRequest, ...]]:
+        """Logits fp32 [R, vocab] of the rows that are sampled (a view of the workspace, valid until the next call), and how to sample."""
         self._copy(batch.copies)
-        inputs = self._inputs.build(batch)
-        num_tokens, num_rows = inputs.token_ids.shape[0], inputs.rows.shape[0]
-        values = [base[: num_tokens if is_tokens else num_rows] for base, is_tokens in self._bases]
+        shape = self._inputs.fill(batch)
+        key = (shape.num_tokens, shape.num_seqs, shape.num_rows)
+        if not self._tapes.play(key):
+            # Shapes of prefills hardly ever come back; those of decodes do, thousands of times.
+            is_kept = self._recorder is not None and shape.num_tokens <= self.plan.limits.max_num_seqs
+            self._compute(shape, is_kept)
+            if self._recorder is not None and self._recorder.tape is not None:
+                self._tapes.keep(key, self._recorder.tape)
+                self._recorder.tape = None
+        base, _ = self._bases[self._slots[self.plan.logits]]
+        return base[: shape.num_rows], shape.samples
+
+    def _compute(self, shape: StepShape, is_kept: bool) -> None:
+        inputs = self._inputs.views(shape)
+        values = [base[: shape.num_tokens if is_tokens else shape.num_rows] for base, is_tokens in self._bases]
+        if self._recorder is not None:
+            self._recorder.tape = [] if is_kept else None
         for call in self._body:
             call(values, inputs)
-        if num_rows:
+        if shape.num_rows:
             for call in self._head:
                 call(values, inputs)
-        return values[self._slots[self.plan.logits]], inputs
 
     def _copy(self, copies: Sequence[CopyOp]) -> None:
         for group in self.plan.program.kv_groups():
@@ -249,9 +271,16 @@ class PlanExecutor:
         x, out = self._slots[step.x], self._slots[step.out]
 
         def call(values: Values, inputs: StepInputs) -> None:
-            torch.index_select(values[x], 0, inputs.rows, out=values[out])
+            arguments = (values[x], inputs.rows, values[out])
+            if self._recorder is not None and self._recorder.tape is not None:
+                self._recorder.tape.append((_select_rows, arguments))
+            _select_rows(*arguments)
 
         return call
+
+
+def _select_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    torch.index_select(x, 0, rows, out=out)
 
 
 def _layer_bytes(group: KVGroup, head_bytes: int) -> int:

@@ -30,14 +30,13 @@ Shorts = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """Views of one step's arrays, valid until the next `InputBuilder.build`.
+    """Views of one step's arrays, valid until the next `InputBuilder.fill`. Equal shapes give views of equal addresses.
 
     Attributes:
         token_ids, positions: int64 [T].
         query_starts, first_positions: int32 [S + 1], [S].
         tables, slots: per KV group int32 [S, B] and int64 [T].
         rows: int64 [R], rows whose logits are wanted.
-        samples: what to sample from each of them.
     """
 
     token_ids: Tensor
@@ -47,6 +46,15 @@ class StepInputs:
     tables: tuple[Tensor, ...]
     slots: tuple[Tensor, ...]
     rows: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """Sizes of a step, and what to sample from each of its ``num_rows`` wanted rows."""
+
+    num_tokens: int
+    num_seqs: int
+    num_rows: int
     samples: tuple[SampleRequest, ...]
 
 
@@ -66,25 +74,30 @@ class InputBuilder:
         self._positions: Ints = np.zeros(tokens, np.int64)
         self._query_starts: Shorts = np.zeros(seqs + 1, np.int32)
         self._first_positions: Shorts = np.zeros(seqs, np.int32)
+        self._rows: Ints = np.zeros(seqs, np.int64)
         self._tables: list[Shorts] = [np.full((seqs, blocks), DROPPED, np.int32) for _ in range(num_groups)]
         self._slots: list[Ints] = [np.zeros(tokens, np.int64) for _ in range(num_groups)]
 
-    def build(self, batch: Batch) -> StepInputs:
-        """The arrays of a batch. It must respect the limits."""
+    def fill(self, batch: Batch) -> StepShape:
+        """Write the arrays of a batch. It must respect the limits."""
         num_tokens, num_seqs = batch.num_tokens, len(batch.items)
         limits = self._limits
         assert num_tokens <= limits.max_num_batched_tokens, f"{num_tokens} tokens in a step for {limits}"
         assert num_seqs <= limits.max_num_seqs, f"{num_seqs} sequences in a step for {limits}"
-        rows: list[int] = []
         samples: list[SampleRequest] = []
         end = 0
         for index, item in enumerate(batch.items):
             end = self._place(index, item, end)
             if item.sample is not None:
-                rows.append(end - 1)
+                self._rows[len(samples)] = end - 1
                 samples.append(item.sample)
         for group in range(len(self._tables)):
             self._fill_slots(group, num_tokens, num_seqs)
+        return StepShape(num_tokens=num_tokens, num_seqs=num_seqs, num_rows=len(samples), samples=tuple(samples))
+
+    def views(self, shape: StepShape) -> StepInputs:
+        """The arrays, cut to the shape."""
+        num_tokens, num_seqs = shape.num_tokens, shape.num_seqs
         return StepInputs(
             token_ids=torch.from_numpy(self._token_ids[:num_tokens]),
             positions=torch.from_numpy(self._positions[:num_tokens]),
@@ -92,8 +105,7 @@ class InputBuilder:
             first_positions=torch.from_numpy(self._first_positions[:num_seqs]),
             tables=tuple(torch.from_numpy(table[:num_seqs]) for table in self._tables),
             slots=tuple(torch.from_numpy(slots[:num_tokens]) for slots in self._slots),
-            rows=torch.tensor(rows, dtype=torch.int64),
-            samples=tuple(samples),
+            rows=torch.from_numpy(self._rows[: shape.num_rows]),
         )
 
     def _place(self, index: int, item: BatchItem, start: int) -> int:
