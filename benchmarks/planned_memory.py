@@ -64,11 +64,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 CONTEXTS = (256, 1024, 4096)
 BATCH = {256: 8, 1024: 4, 4096: 2}
-NEW_TOKENS = 4
+STEP_TOKENS = 256
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of a process, 0 once it is gone."""
+    """Proportional set size of a process, 0 once it is gone. Other processes with the same libraries change it: run this alone."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -95,7 +95,9 @@ def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
         wide = fit(
             build_program(raw),
             Formats(weight=BF16, kv=kv),
-            SizeRequest(memory_bytes=64 << 30, max_model_len=context, max_num_seqs=batch, max_num_batched_tokens=256),
+            SizeRequest(
+                memory_bytes=64 << 30, max_model_len=context, max_num_seqs=batch, max_num_batched_tokens=STEP_TOKENS
+            ),
         )
         from ziggurat.memory.overhead import overhead_bytes
 
@@ -106,14 +108,16 @@ def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
             memory=int(needed / 0.97) + MIB // 4,
             max_model_len=context,
             max_num_seqs=batch,
-            max_num_batched_tokens=256,
+            max_num_batched_tokens=STEP_TOKENS,
             kv_cache_dtype=kv_cache_dtype,
         )
         engine = Engine.load(config)
     memory = engine.memory()
     loaded = pss_bytes(os.getpid())
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    length = context - NEW_TOKENS
+    # Enough output that the first sequence still runs when the last prompt is finished: all of the batch is there at once.
+    new_tokens = batch * -(-context // STEP_TOKENS) + 8
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    length = context - new_tokens
     for i in range(batch):
         prompt = [(7 * j + 13 * i) % (raw["vocab_size"] - 8) + 4 for j in range(length)]
         engine.add(GenerateRequest(request_id=f"r{i}", prompt_ids=prompt, params=params))

@@ -28,7 +28,7 @@ from ziggurat.engine.weights import Progress, fill_random, read_checkpoint, weig
 from ziggurat.errors import EngineError, RequestError
 from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
-from ziggurat.memory.machine import Machine, default_budget
+from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
@@ -106,6 +106,7 @@ class Engine:
         source = open_model(config, may_download=True)
         machine = Machine()
         ops = kernels.select(config.kernels, num_threads=config.threads or machine.usable_cores())
+        limit_heap_slack()
         warm_up(ops)
         baseline_bytes = machine.process_memory().pss_bytes
         budget = default_budget(baseline_bytes, machine) if config.memory is None else parse_size(config.memory)

@@ -7,6 +7,7 @@ Sources: proc(5), cgroups(7), the kernel's admin-guide on cgroup-v1/memory and c
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,6 +153,28 @@ class Machine:
                 folder = top.joinpath(*parts[:depth])
                 if folder.is_dir():
                     yield folder, mount.version
+
+
+# Parameter numbers of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_HEAP_THRESHOLD_BYTES = 1 * MIB
+
+
+def limit_heap_slack() -> bool:
+    """Make the C heap return what is freed: blocks of 1 MiB and more go back at once, and no more than that stays at its top.
+
+    By default glibc raises both thresholds up to 32 and 64 MiB as it sees larger blocks, and keeps that much freed memory for later;
+    those pages count against the budget. Returns False where the C library has no ``mallopt``.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
+    except AttributeError:
+        return False
+    # Setting a threshold also switches its adaptation off.
+    is_set = mallopt(_M_MMAP_THRESHOLD, _HEAP_THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, _HEAP_THRESHOLD_BYTES)
+    trim(0)
+    return bool(is_set)
 
 
 def default_budget(baseline_bytes: int, machine: Machine | None = None) -> int:

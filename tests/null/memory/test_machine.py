@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +158,28 @@ def test_this_machine_can_be_read() -> None:
     assert 0 < memory.pss_bytes <= memory.rss_bytes < here.ram_bytes()
     assert 0 < here.memory_limit_bytes() <= here.ram_bytes()
     assert here.usable_cores() >= 1
+
+
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks that glibc would keep for later (it adapts to the sizes it sees) must not count against the budget."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        pytest.skip("this C library has no mallopt")
+    script = (
+        "import ctypes\n"
+        "from ziggurat.memory.machine import Machine, limit_heap_slack\n"
+        "assert limit_heap_slack()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype = libc.memset.restype = ctypes.c_void_p\n"
+        "libc.malloc.argtypes = [ctypes.c_size_t]\n"
+        "libc.free.argtypes = [ctypes.c_void_p]\n"
+        "libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
+        "before = Machine().process_memory().rss_bytes\n"
+        "for size in (2, 8, 24, 30):\n"
+        "    block = libc.malloc(size << 20)\n"
+        "    libc.memset(block, 1, size << 20)\n"
+        "    assert Machine().process_memory().rss_bytes > before + (size - 1 << 20)\n"
+        "    libc.free(block)\n"
+        "    assert Machine().process_memory().rss_bytes < before + (1 << 20), size\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
