@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ziggurat import errors
+from ziggurat.server.errors import TABLE
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ziggurat").rglob("*.md")])
@@ -28,6 +29,17 @@ def test_every_error_class_has_one_row_in_the_order_of_the_tree() -> None:
     ]
     named = [row[0].strip("`") for row in rows(ROOT / "docs" / "errors.md") if row[0].startswith("`")]
     assert sorted(named) == sorted(classes)
+
+
+def test_the_http_answers_are_the_servers() -> None:
+    described = {row[0].strip("`"): row[3] for row in rows(ROOT / "docs" / "errors.md") if row[0].startswith("`")}
+    assert described.pop("ZigguratError") == ""
+    for name, text in described.items():
+        status, _, rest = text.partition(" ")
+        answer = TABLE[next(base for base in getattr(errors, name).__mro__ if base in TABLE)]
+        assert int(status) == answer.status, name
+        code = answer.code or getattr(errors, name).__dict__.get("code")
+        assert not rest or f"`{code}`" in rest, f"{name}: {code} is not in {rest!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
