@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ziggurat.cli.engine_flags import engine_flags
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
@@ -18,7 +19,7 @@ def parser() -> Parser:
     """Its flags."""
     parser = Parser("ziggurat serve", "Serve a model over HTTP: OpenAI's API, a page at /, the memory map at /memory.")
     add_model(parser)
-    add_flags(parser, [flag for flag in flags_of(EngineConfig) if flag.field != "model"])
+    add_flags(parser, engine_flags())
     add_flags(parser, flags_of(ServerConfig))
     return parser
 

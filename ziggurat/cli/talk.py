@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ziggurat.cli.engine_flags import engine_flags
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.interrupt import defer_interrupts
 from ziggurat.cli.progress import ProgressLine
@@ -34,7 +35,7 @@ SAMPLING = {
 }
 DEFAULT_MAX_TOKENS = 256
 # One conversation at a time in one process: no queue to bound, no name to serve under, and --seed is the request's.
-_NOT_HERE = ("model", "served_model_name", "max_queued_requests", "seed")
+_NOT_HERE = ("served_model_name", "max_queued_requests", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def add_talk_flags(parser: Parser) -> None:
     sampling = [replace(flag, group="sampling", default=None) for flag in flags_of(SamplingParams, only=SAMPLING)]
     add_flags(parser, sampling)
     add_flags(parser, flags_of(RemoteOptions))
-    add_flags(parser, [flag for flag in flags_of(EngineConfig) if flag.field not in _NOT_HERE])
+    add_flags(parser, engine_flags(without=_NOT_HERE))
 
 
 def sampling_of(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def open_talker(namespace: argparse.Namespace, model: str | None) -> Talker:
         UserError: the server cannot be reached, or the model cannot be loaded.
     """
     url: str | None = getattr(namespace, "url", None)
-    given = {flag.field: flag.name for flag in flags_of(EngineConfig) if flag.field not in _NOT_HERE}
+    given = {flag.field: flag.name for flag in engine_flags(without=_NOT_HERE)}
     settings = {name: getattr(namespace, name) for name in given if hasattr(namespace, name)}
     if url is not None:
         from ziggurat.cli.remote import RemoteTalker
