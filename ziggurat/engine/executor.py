@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
@@ -44,6 +46,7 @@ from ziggurat.scheduling.protocol import Batch, SampledToken, SampleRequest, Ste
 Values = Sequence[Tensor]
 """Activation buffers cut to the rows of this step, by slot number."""
 Call = Callable[[Values, StepInputs], None]
+Rows = NDArray[np.float32]
 
 _ROPE_SLICE_POSITIONS = 4096
 _MAX_TAPES = 32
@@ -96,16 +99,22 @@ class PlanExecutor:
         """Copies, one ragged forward, then sampling of the rows that ask for it."""
         try:
             logits, samples = self.forward(batch)
-            tokens: dict[str, SampledToken] = {}
-            rows = logits.numpy()
-            for row, sample in enumerate(samples):
-                tokens |= zip(sample.seq_ids, self._sampler.sample(rows[row], sample), strict=True)
-        except EngineError:
-            raise
+            result = self._sample(logits.numpy(), samples)
         except Exception as error:
             raise EngineError(f"step {batch.step} failed: {type(error).__name__}: {error}") from error
         self.num_steps += 1
-        return StepResult(tokens=tokens)
+        return result
+
+    def _sample(self, rows: Rows, samples: Sequence[SampleRequest]) -> StepResult:
+        tokens: dict[str, SampledToken] = {}
+        errors: dict[str, str] = {}
+        for row, sample in zip(rows, samples, strict=True):
+            try:
+                tokens |= zip(sample.seq_ids, self._sampler.sample(row, sample), strict=True)
+            except EngineError as error:
+                # One sequence's numbers are broken; its neighbours in the batch go on.
+                errors |= dict.fromkeys(sample.seq_ids, str(error))
+        return StepResult(tokens=tokens, errors=errors)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[SampleRequest, ...]]:
         """Logits fp32 [R, vocab] of the rows that are sampled (a view of the workspace, valid until the next call), and how to sample."""

@@ -290,7 +290,7 @@ class EngineCore:
         try:
             result = self.executor.run(batch)
             wanted = {seq_id for item in batch.items if item.sample is not None for seq_id in item.sample.seq_ids}
-            if missing := wanted - result.tokens.keys():
+            if missing := wanted - result.tokens.keys() - result.errors.keys():
                 raise EngineError(f"the executor returned no token for {', '.join(sorted(missing))}")
         except Exception as failure:  # noqa: BLE001  whatever was raised, the space has to go back; the cause goes out with the output
             self.counters.failed_steps += 1
@@ -304,6 +304,13 @@ class EngineCore:
     ) -> list[Finished]:
         finished: list[Finished] = []
         for seq, item in zip(scheduled, batch.items, strict=True):
+            failure = next(
+                (result.errors[each.seq_id] for each in (seq, *seq.children) if each.seq_id in result.errors), None
+            )
+            if failure is not None:
+                # Ends before the commit: what was computed must not become somebody else's prefix.
+                finished += self._roster.end_all([seq], "error", error=failure)
+                continue
             end = item.start + len(item.token_ids)
             self.store.commit(seq.seq_id, item.token_ids)
             self.counters.computed_tokens += len(item.token_ids)

@@ -7,8 +7,8 @@ runs the resulting `Batch`; the core records its `StepResult`. Real, null and si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ziggurat.memory.kv import CopyOp, KVView
@@ -194,9 +194,14 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What came out of a step: one token per sequence named in the batch's sample requests."""
+    """What came out of a step: for every sequence named in the batch's sample requests one token, or why it has none.
+
+    Attributes:
+        errors: message per sequence that cannot go on (its logits are not numbers); the others of the step are not affected.
+    """
 
     tokens: dict[str, SampledToken]
+    errors: Mapping[str, str] = field(default_factory=dict)
 
 
 class Executor(Protocol):

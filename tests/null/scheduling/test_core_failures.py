@@ -45,6 +45,31 @@ def test_a_failing_step_ends_its_sequences_and_the_rest_goes_on(result: StepResu
     assert core.counters.failed_steps == 1
 
 
+class Poisons(NullExecutor):
+    """Has no token for the named sequences."""
+
+    def __init__(self, *seq_ids: str) -> None:
+        super().__init__()
+        self._seq_ids = seq_ids
+
+    def run(self, batch: Batch) -> StepResult:
+        tokens = super().run(batch).tokens
+        errors = {seq_id: "not a number" for seq_id in self._seq_ids if tokens.pop(seq_id, None) is not None}
+        return StepResult(tokens=tokens, errors=errors)
+
+
+def test_a_sequence_without_a_token_ends_alone_and_its_prompt_is_not_shared() -> None:
+    core = make_core(executor=Poisons("a/0", "a/1"), tokens=32)
+    core.add(request("a", num_prompt=9, n=2, max_tokens=2), 0.0)
+    core.add(request("b", num_prompt=9, max_tokens=2), 0.0)
+    outputs = drain(core)
+    ends = {end.seq_id: (end.reason, end.error) for output in outputs for end in output.finished}
+    assert ends == {"a/0": ("error", "not a number"), "a/1": ("error", "not a number"), "b/0": ("length", None)}
+    assert all(output.error is None for output in outputs)
+    assert [core.store.match(request(name, num_prompt=9).prompt_ids) for name in "ab"] == [0, 8]
+    assert core.store.stats()[0].used == 0 and core.counters.failed_steps == 0
+
+
 class Plans:
     """A planner that says what it was given, then nothing."""
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import CONFIGS, make_tensors, write_checkpoint
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateOutput, GenerateRequest
@@ -177,3 +179,21 @@ def test_closing_gives_everything_back(folder: Path) -> None:
     assert ledger.used() == 0 and not engine.has_work
     with pytest.raises(EngineError, match="closed"):
         engine.add(request())
+
+
+def test_broken_numbers_end_one_sequence_only(tmp_path: Path) -> None:
+    """The embedding of token 50 is NaN: whoever has it in the prompt fails, its neighbour in every batch does not notice."""
+    tensors = make_tensors(CONFIGS["llama"])
+    tensors["model.embed_tokens.weight"][50] = torch.nan
+    write_checkpoint(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with Engine.load(EngineConfig(model=str(tmp_path), **SETTINGS)) as engine:
+        good = request("good", [7, 8, 9], max_tokens=6, temperature=0)
+        alone = tokens_of(run(engine, good)["good", 0])
+        outputs = run(engine, good, request("bad", [49, 50, *range(60, 90)], max_tokens=6, n=2))
+        assert tokens_of(outputs["good", 0]) == alone
+        for index in (0, 1):
+            (end,) = outputs["bad", index]
+            assert end.finish_reason == "error" and "NaN or infinity" in (end.error or "")
+        again = run(engine, request("again", [49, 50, *range(60, 90)], max_tokens=1))["again", 0]
+        assert again[-1].num_cached_tokens == 0
