@@ -67,6 +67,9 @@ def _lines(source: TextIO) -> Iterator[str]:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            # Often meant for an answer that has just ended.
+            print("\n/exit or Ctrl-D leaves")
 
 
 class Conversation:

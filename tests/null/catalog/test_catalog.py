@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ziggurat.catalog import experiments
 from ziggurat.catalog.claims import Claim, ClaimResult, Scale, Verdict, report
 from ziggurat.catalog.experiments import find_experiment
 from ziggurat.catalog.machine import commit, describe_machine
@@ -17,6 +18,7 @@ from ziggurat.catalog.render import PAGE, render
 from ziggurat.catalog.results import SystemStatus, result_path, status
 from ziggurat.catalog.systems import find_system, systems
 from ziggurat.errors import ConfigError, InternalError
+from ziggurat.registry import Registry
 
 SECTIONS = {
     "serving": 17,
@@ -70,6 +72,22 @@ def test_an_unknown_slug_names_the_nearest() -> None:
 
 def test_no_experiment_yet() -> None:
     assert find_experiment("marlin") is None
+
+
+def test_an_experiment_is_found_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lasp_2.py").write_text(
+        "from ziggurat.catalog.experiments import EXPERIMENTS\n"
+        "class Empty:\n    claims = ()\n    def run(self, scale): return []\n"
+        "EXPERIMENTS.register('lasp-2')(Empty)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(experiments, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(experiments, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(experiments, "EXPERIMENTS", Registry("experiment"))
+    found = experiments.find_experiment("lasp-2")
+    assert found is not None
+    assert report(found, "quick") == []
+    assert experiments.find_experiment("kivi") is None
 
 
 def test_a_report_has_every_claim_in_order() -> None:

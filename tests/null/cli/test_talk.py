@@ -217,6 +217,28 @@ def test_chat_commands(engine: EchoEngine, capsys: pytest.CaptureFixture[str], m
     assert "/undo         forget the last turn" in captured.err
 
 
+def test_ctrl_c_at_the_prompt_does_not_leave(
+    engine: EchoEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [KeyboardInterrupt(), "one", EOFError()]
+
+    def ask(prompt: str) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert main(["chat"]) == 0
+    assert capsys.readouterr().out == "\n/exit or Ctrl-D leaves\n<user:one>\n\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class Scripted:
     """A talker that does what the test says, turn by turn."""
 
