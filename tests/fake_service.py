@@ -249,7 +249,7 @@ class FakeService:
             "num_prompt_tokens": num_prompt,
             "num_output_tokens": tokens - num_prompt,
             "num_cached_tokens": 0,
-            "own_bytes": tokens * KV_BYTES_PER_TOKEN,
+            "own_bytes": -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS * KV_BYTES_PER_TOKEN,
         }
 
     def failure(self) -> str | None:

@@ -73,8 +73,9 @@ def test_a_chat_streams_and_is_summed_up(page: Page, server: ServerProcess) -> N
 def test_the_map_shows_the_numbers_of_memory(page: Page, server: ServerProcess) -> None:
     page.locator("#phase", has_text="ready").wait_for()
     assert page.locator("#model").inner_text() == "fake-1"
-    assert page.locator("#pss").inner_text() == "75.0 MiB"
-    assert page.locator("#limit").inner_text() == "112 MiB"
+    assert page.locator("#used").inner_text() == "27.0 MiB"
+    assert page.locator("#limit").inner_text() == "64.0 MiB budget"
+    assert "process 75.0 MiB, less its baseline of 48.0 MiB" in page.locator("#beside").inner_text()
     assert page.locator("#verdict").inner_text() == "the budget holds"
     legend = page.locator("#legend").inner_text()
     assert "weights" in legend

@@ -2,9 +2,9 @@
 import { element, rate } from "./format.js";
 
 const STARTERS = [
-  "Write a short story about a library that never forgets.",
-  "The pass code of the north gate is 7341. What is the pass code of the north gate?",
-  "Explain in two sentences what a KV cache is for.",
+  "What is a ledger?",
+  "Jane has a purple lamp. Oscar is a hunter in Arden. What is Oscar?",
+  "Write a short story about Ruth and Tina.",
 ];
 
 const byId = (id) => document.getElementById(id);

@@ -70,13 +70,16 @@ export class MemoryMap {
       const count = sequence.bytes > 0 ? Math.max(1, share) : 0;
       for (let index = 0; index < count; index += 1) cells.push(`c${this.colours.get(sequence.id)}`);
     }
-    const numCached = kv.cached > 0 ? Math.max(1, Math.round(kv.cached / perCell)) : 0;
-    for (let index = 0; index < numCached; index += 1) cells.push("prefix");
+    for (const [name, count] of [["shared", kv.shared], ["prefix", kv.cached]]) {
+      const number = count > 0 ? Math.max(1, Math.round(count / perCell)) : 0;
+      for (let index = 0; index < number; index += 1) cells.push(name);
+    }
     [...byId("grid").children].forEach((cell, index) => {
       cell.className = cells[index] ?? "";
     });
-    byId("pool-text").textContent = `${bytes(kv.used)} in use · ${bytes(kv.cached)} reusable · ${bytes(kv.free)} free of ${bytes(kv.total)}`;
-    const parts = `${bytes(kv.used)} held by requests, ${bytes(kv.cached)} reusable prefixes, ${bytes(kv.free)} free`;
+    const shared = kv.shared > 0 ? ` (${bytes(kv.shared)} shared)` : "";
+    byId("pool-text").textContent = `${bytes(kv.used)} in use${shared} · ${bytes(kv.cached)} reusable · ${bytes(kv.free)} free`;
+    const parts = `${bytes(kv.used)} held by requests${shared}, ${bytes(kv.cached)} reusable prefixes, ${bytes(kv.free)} free`;
     byId("grid").setAttribute("aria-label", `KV cache of ${bytes(kv.total)}: ${parts}`);
   }
 
@@ -105,7 +108,7 @@ export class MemoryMap {
       dot.className = sequence.isRunning ? `dot c${this.colours.get(sequence.id)}` : "dot waiting";
       id.textContent = sequence.id;
       id.title = sequence.id;
-      const place = sequence.isRunning ? bytes(sequence.bytes) : "waiting";
+      const place = sequence.isRunning ? `${bytes(sequence.bytes)} own` : "waiting";
       facts.textContent = `${place} · ${sequence.numPrompt} + ${sequence.numOutput} tokens · ${age(sequence.ageS)}`;
     });
   }
@@ -117,26 +120,23 @@ function showPhase(phase, model) {
   byId("model").textContent = model;
 }
 
-function drawBudget({ parts, totalBytes, limitBytes, baselineBytes, pssBytes }) {
+function drawBudget({ parts, limitBytes, baselineBytes, usedBytes, processBytes, measure }) {
   const bar = byId("bar");
   if (!bar.children.length) bar.append(element("div", "track"), element("div", "pss"));
   const [track, marker] = bar.children;
   fillList(track, parts, () => element("div"), (node, part) => {
     node.className = `part is-${part.style}`;
-    node.style.width = `${(100 * part.bytes) / totalBytes}%`;
-    node.title = `${part.label}: ${bytes(part.bytes)}`;
+    node.style.width = `${(100 * part.bytes) / limitBytes}%`;
+    node.title = `${part.title ?? part.label}: ${bytes(part.bytes)}`;
   });
-  marker.style.left = `${Math.min(100, (100 * pssBytes) / totalBytes)}%`;
-  byId("pss").textContent = bytes(pssBytes);
-  byId("limit").textContent = bytes(totalBytes);
-  const [left, right] = byId("axis").children;
-  left.style.width = `${(100 * baselineBytes) / totalBytes}%`;
-  left.textContent = `baseline ${bytes(baselineBytes)}`;
-  right.textContent = `budget ${bytes(limitBytes)}`;
-  const isHeld = pssBytes <= totalBytes;
-  byId("verdict").textContent = isHeld ? "the budget holds" : `over by ${bytes(pssBytes - totalBytes)}`;
+  marker.style.left = `${Math.min(100, (100 * usedBytes) / limitBytes)}%`;
+  byId("used").textContent = bytes(usedBytes);
+  byId("limit").textContent = `${bytes(limitBytes)} budget`;
+  byId("beside").textContent = `measured as ${measure}: process ${bytes(processBytes)}, less its baseline of ${bytes(baselineBytes)}`;
+  const isHeld = usedBytes <= limitBytes;
+  byId("verdict").textContent = isHeld ? "the budget holds" : `over by ${bytes(usedBytes - limitBytes)}`;
   byId("verdict").className = `verdict ${isHeld ? "good" : "bad"}`;
-  const rows = [...parts, { style: "pss", label: "measured (Pss)", bytes: pssBytes }];
+  const rows = [...parts, { style: "pss", label: "in use, measured", bytes: usedBytes }];
   const make = () => {
     const item = element("li");
     item.append(element("span", "dot"), element("span", "label"), element("span", "bytes"));
@@ -146,6 +146,7 @@ function drawBudget({ parts, totalBytes, limitBytes, baselineBytes, pssBytes }) 
     const [dot, label, count] = item.children;
     dot.className = row.style === "pss" ? "dot pss" : `dot is-${row.style}`;
     label.textContent = row.label;
+    item.title = row.title ?? "";
     count.textContent = bytes(row.bytes);
   });
   bar.setAttribute("aria-label", rows.map((row) => `${row.label} ${bytes(row.bytes)}`).join(", "));

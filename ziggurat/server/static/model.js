@@ -1,6 +1,6 @@
 // From the JSON of /memory to what the map draws. The only file that knows the names of its keys.
 
-const STYLES = { weights: "weights", workspace: "workspace", overhead: "overhead", staging: "workspace" };
+const OWN_PARTS = ["weights", "workspace", "overhead"];
 
 export function readMemory(raw) {
   const limitBytes = raw.limits.ram;
@@ -18,6 +18,8 @@ export function readMemory(raw) {
     used: raw.kv_bytes.used_bytes,
     cached: raw.kv_bytes.cached_bytes,
     free: raw.kv_bytes.free_bytes,
+    // Blocks that several requests hold belong to none of them alone.
+    shared: Math.max(0, raw.kv_bytes.used_bytes - raw.sequences.reduce((sum, row) => sum + row.own_bytes, 0)),
   };
   return {
     model: raw.model,
@@ -25,10 +27,11 @@ export function readMemory(raw) {
     uptimeS: raw.uptime_s,
     baselineBytes: raw.baseline_bytes,
     limitBytes,
-    totalBytes: raw.baseline_bytes + limitBytes,
-    pssBytes: raw.process.pss_bytes,
-    hasPss: raw.process.has_pss,
-    parts: [{ style: "baseline", label: "baseline", bytes: raw.baseline_bytes }, ...readParts(ledger, kv, limitBytes)],
+    // What the process adds over its baseline: this is what the budget limits.
+    usedBytes: Math.max(0, raw.process.pss_bytes - raw.baseline_bytes),
+    processBytes: raw.process.pss_bytes,
+    measure: raw.process.has_pss ? "Pss" : "RSS",
+    parts: readParts(ledger, kv, limitBytes),
     kv,
     sequences: raw.sequences.map(readSequence(raw.now_s)),
     counts: {
@@ -42,7 +45,7 @@ export function readMemory(raw) {
   };
 }
 
-// One part per kind of top-level lease, the KV pool split in three, and what nobody has taken.
+// The large kinds of top-level leases by themselves and the small ones together, the KV pool split in three, and what nobody has taken.
 function readParts(ledger, kv, limitBytes) {
   const sums = new Map();
   for (const row of ledger) {
@@ -51,10 +54,10 @@ function readParts(ledger, kv, limitBytes) {
   const taken = [...sums.values()].reduce((sum, count) => sum + count, 0);
   const pool = sums.get("kv") ?? 0;
   const reserve = sums.get("reserve") ?? 0;
-  sums.delete("kv");
-  sums.delete("reserve");
+  const others = [...sums.keys()].filter((kind) => ![...OWN_PARTS, "kv", "reserve"].includes(kind));
   return [
-    ...[...sums].map(([kind, count]) => ({ style: STYLES[kind] ?? "other", label: kind, bytes: count })),
+    ...OWN_PARTS.map((kind) => ({ style: kind, label: kind, bytes: sums.get(kind) ?? 0 })),
+    ...(others.length ? [{ style: "other", label: "bookkeeping", title: others.join(", "), bytes: others.reduce((sum, kind) => sum + sums.get(kind), 0) }] : []),
     { style: "kv", label: "KV: requests", bytes: kv.used },
     { style: "prefix", label: "KV: prefix cache", bytes: kv.cached },
     { style: "poolfree", label: "KV: free", bytes: Math.max(0, pool - kv.used - kv.cached) },
