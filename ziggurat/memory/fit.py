@@ -96,7 +96,7 @@ def sequence_bytes(plan: Plan, num_tokens: int) -> int:
 
 
 def _table_bytes(plan: Plan, num_tokens: int) -> int:
-    return plan.program.rope.table_bytes(num_tokens)
+    return plan.program.table_bytes(num_tokens)
 
 
 def _longest_context(plan: Plan, request: SizeRequest, limit: int) -> int:

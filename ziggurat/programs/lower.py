@@ -5,36 +5,42 @@ One pass over the operations with peephole fusions; no architecture is known her
 
 - linears that read the same rows and feed one attention (q, k, v) or one gated activation (gate, up) become one matrix;
 - head norms, rotation and the KV write become one step on the fused rows;
+- the gate and up matrices of all experts become one stack;
 - ``a + linear(..)`` where a is not read again becomes that linear's accumulation into a's buffer, so the residual stream is one
   buffer from the embedding to the last layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ziggurat.programs import ops
-from ziggurat.programs.formats import FP32, PANEL_WIDTH, FormatSpec
-from ziggurat.programs.lifetimes import ALIGNMENT_BYTES, Interval, place
-from ziggurat.programs.ops import ROWS, Op
+from ziggurat.programs.formats import FP32, FormatSpec
+from ziggurat.programs.lifetimes import Interval, place
+from ziggurat.programs.ops import ROUTED, ROWS, Op
+from ziggurat.programs.packing import PAGE_BYTES, Packing
 from ziggurat.programs.plan import (
     ActivationStep,
+    AddStep,
     AttentionStep,
     Buffer,
+    CombineStep,
     EmbedStep,
+    GroupedLinearStep,
     Limits,
     LinearStep,
     NormStep,
-    PackedWeight,
     Plan,
     QKVStep,
+    RouteStep,
     SelectStep,
+    SoftCapStep,
     Step,
 )
 from ziggurat.programs.program import Program
 from ziggurat.units import round_up
 
-_PAGE_BYTES = 4096
 # One row of logits as a sorted copy, its order and a probability array, in fp64 and int64: numpy's working set per row.
 _SAMPLER_BYTES_PER_ENTRY = 40
 
@@ -47,52 +53,12 @@ class Formats:
     kv: FormatSpec
 
 
-@dataclass(slots=True)
-class _Packing:
-    """Places in the weight arena."""
-
-    program: Program
-    weight_format: FormatSpec
-    weights: dict[str, PackedWeight] = field(default_factory=dict)
-    end: int = 0
-
-    def pack(self, *sources: str) -> str:
-        """Reserves a place for the concatenated rows of the sources; returns the packed name. Tied weights have one place."""
-        specs = [self.program.weights[source] for source in sources]
-        if specs[0].tied_to is not None:
-            return self.pack(specs[0].tied_to)
-        name = "+".join(sources)
-        if name in self.weights:
-            return name
-        rows = sum(spec.shape[0] for spec in specs)
-        is_vector = specs[0].role == "vector"
-        fmt = FP32 if is_vector else self.weight_format
-        columns = 1 if is_vector else specs[0].shape[1]
-        num_bytes = fmt.num_bytes((rows if is_vector else round_up(rows, PANEL_WIDTH), columns))
-        self.weights[name] = PackedWeight(
-            name=name,
-            sources=tuple((source, spec.shape[0]) for source, spec in zip(sources, specs, strict=True)),
-            out_features=rows,
-            in_features=columns,
-            layout="vector" if is_vector else "panels",
-            format=fmt,
-            offset=self.end,
-            num_bytes=num_bytes,
-        )
-        self.end = round_up(self.end + num_bytes, ALIGNMENT_BYTES)
-        return name
-
-    def align(self) -> None:
-        """The next weight starts on a page: a layer can be read, streamed and discarded by itself."""
-        self.end = round_up(self.end, _PAGE_BYTES)
-
-
 class _Lowering:
     """The pass. ``buffer_of`` maps values to the buffers that hold them; a fused value's buffer holds its neighbours too."""
 
     def __init__(self, program: Program, formats: Formats) -> None:
         self.program = program
-        self.packing = _Packing(program, formats.weight)
+        self.packing = Packing(program, formats.weight)
         self.steps: list[Step] = []
         self.shapes: dict[str, tuple[str, int]] = {}
         self.uses: dict[str, list[int]] = {}
@@ -151,8 +117,70 @@ class _Lowering:
             case ops.SelectRows():
                 x, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
                 self.emit(SelectStep(x=x, out=out), x, out)
+            case ops.Add():
+                self.add(index, op)
+            case ops.SoftCap():
+                x = self.in_place(index, op.inputs[0], op.output)
+                self.emit(SoftCapStep(x=x, cap=op.cap), x)
+            case ops.Route():
+                x, out = self.buffer_of[op.inputs[0]], self.new_buffer(op.output, (op.output,))
+                self.emit(RouteStep(logits=x, out=out, top_k=op.top_k, normalize=op.normalize), x, out)
+            case ops.ExpertLinear():
+                self.expert_linear(index, op)
+            case ops.Combine():
+                self.combine(index, op)
             case _:
                 raise AssertionError(f"{op} has no lowering of its own and no fusion took it in")
+
+    def in_place(self, index: int, value: str, output: str) -> str:
+        """The buffer of a value that is not read after operation ``index``; from there on it holds ``output``."""
+        assert all(i <= index for i in self.consumers[value]), f"{value} is read again after it was overwritten"
+        self.buffer_of[output] = self.buffer_of[value]
+        return self.buffer_of[value]
+
+    def add(self, index: int, op: ops.Add) -> None:
+        """An addition that no linear took in: into the buffer of its first operand."""
+        x, delta = self.in_place(index, op.inputs[0], op.output), self.buffer_of[op.inputs[1]]
+        self.emit(AddStep(x=x, delta=delta), x, delta)
+
+    def expert_linear(self, index: int, op: ops.ExpertLinear) -> None:
+        """Matrices of all experts, with those of the sibling that meets it in the same activation: [gate 0 | up 0 | gate 1 | ..]."""
+        group = [op]
+        target = self.gated_of(op)
+        for other_index in self.consumers[op.inputs[0]]:
+            other = self.ops[other_index]
+            if (
+                target
+                and other_index > index
+                and isinstance(other, ops.ExpertLinear)
+                and self.gated_of(other) is target
+            ):
+                group.append(other)
+        self.done.update(self.consumers_index(member) for member in group)
+        out = self.new_buffer(self.fused_name(group), tuple(member.output for member in group))
+        sources = [member.weights[e] for e in range(len(op.weights)) for member in group]
+        weight = self.packing.pack(*sources, name=f"{out}.experts")
+        x, routing = (self.buffer_of[value] for value in op.inputs)
+        step = GroupedLinearStep(
+            x=x,
+            routing=routing,
+            weight=weight,
+            out=out,
+            num_experts=len(op.weights),
+            top_k=self.program.top_k,
+            is_routed=self.program.values[op.inputs[0]].leading == ROUTED,
+        )
+        self.emit(step, x, routing, out)
+
+    def combine(self, index: int, op: ops.Combine) -> None:
+        """The weighted sum over a token's experts, into the residual stream where an addition follows."""
+        accumulated = self.accumulation(index, op)
+        out = accumulated or self.new_buffer(op.output, (op.output,))
+        x, routing = (self.buffer_of[value] for value in op.inputs)
+        is_sum = accumulated is not None
+        self.emit(
+            CombineStep(x=x, routing=routing, out=out, top_k=self.program.top_k, accumulate=is_sum), x, routing, out
+        )
 
     def norm(self, op: ops.Norm) -> None:
         """A norm of whole rows; norms of heads are part of the QKV step."""
@@ -194,12 +222,12 @@ class _Lowering:
                 group.append(other)
         return group
 
-    def gated_of(self, op: ops.Linear) -> Op | None:
+    def gated_of(self, op: Op) -> Op | None:
         """The gated activation that reads this linear, if one does."""
         readers = [self.ops[i] for i in self.consumers.get(op.output, [])]
         return readers[0] if len(readers) == 1 and isinstance(readers[0], ops.GatedActivation) else None
 
-    def attention_of(self, op: ops.Linear) -> Op | None:
+    def attention_of(self, op: Op) -> Op | None:
         """The attention whose queries, keys or values this linear makes, directly or through head norm and rotation."""
         value = op.output
         while True:
@@ -220,14 +248,14 @@ class _Lowering:
         """Whether the norm goes over parts of its rows."""
         return op.span < self.program.values[op.inputs[0]].width or isinstance(self.next_op(op.output), ops.Rope)
 
-    def fused_name(self, group: list[ops.Linear]) -> str:
+    def fused_name(self, group: Sequence[ops.Linear | ops.ExpertLinear]) -> str:
         """``layer3.qkv`` and ``layer3.gate_up`` by what meets there; a lone linear's buffer is called as its value."""
         target = self.attention_of(group[0])
         if isinstance(target, ops.Attention):
             return f"layer{target.layer}.qkv"
         return group[0].output if len(group) == 1 else f"{group[0].output}_{group[1].output.rsplit('.', 1)[-1]}"
 
-    def accumulation(self, index: int, op: ops.Linear) -> str | None:
+    def accumulation(self, index: int, op: Op) -> str | None:
         """The buffer into which this linear may add: that of ``a`` in ``a + linear`` when nobody reads a after the linear but the sum."""
         readers = self.consumers.get(op.output, [])
         if len(readers) != 1 or not isinstance(self.ops[readers[0]], ops.Add):
@@ -247,12 +275,14 @@ class _Lowering:
             f"{group[0].weight}: attention needs q, k and v"
         )
         norms: list[ops.Norm | None] = []
+        rope = 0
         for member in group[:2]:
             reader, norm = self.next_op(member.output), None
             if isinstance(reader, ops.Norm):
                 norm, reader = reader, self.next_op(reader.output)
             assert isinstance(reader, ops.Rope), f"{member.weight}: queries and keys are rotated"
             norms.append(norm)
+            rope = reader.rope
             self.done.update(self.consumers_index(o) for o in (norm, reader) if o is not None)
         (append,) = (i for i in self.consumers[group[2].output] if isinstance(self.ops[i], ops.KVAppend))
         self.done.add(append)
@@ -266,6 +296,7 @@ class _Lowering:
                 num_heads=attention.num_heads,
                 num_kv_heads=attention.num_kv_heads,
                 head_dim=attention.head_dim,
+                rope=rope,
                 q_norm=self.packing.pack(q_norm.weight) if q_norm else None,
                 k_norm=self.packing.pack(k_norm.weight) if k_norm else None,
                 eps=q_norm.eps if q_norm else 0.0,
@@ -288,6 +319,7 @@ class _Lowering:
                 head_dim=op.head_dim,
                 scale=op.scale,
                 window=op.window,
+                softcap=op.softcap,
             ),
             qkv,
             out,
@@ -295,7 +327,8 @@ class _Lowering:
 
     def place_buffers(self, limits: Limits, result: str) -> tuple[dict[str, Buffer], int]:
         """Offsets in the workspace; the result is read after the last step, by the sampler."""
-        rows = {ops.TOKENS: limits.max_num_batched_tokens, ROWS: limits.max_num_seqs}
+        tokens = limits.max_num_batched_tokens
+        rows = {ops.TOKENS: tokens, ROUTED: tokens * self.program.top_k, ROWS: limits.max_num_seqs}
         intervals: dict[str, Interval] = {}
         for name, used in self.uses.items():
             leading, width = self.shapes[name]
@@ -334,11 +367,11 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
         limits=limits,
         steps=tuple(low.steps),
         weights=low.packing.weights,
-        weight_bytes=round_up(low.packing.end, _PAGE_BYTES),
+        weight_bytes=round_up(low.packing.end, PAGE_BYTES),
         buffers=buffers,
-        workspace_bytes=round_up(workspace_bytes, _PAGE_BYTES),
+        workspace_bytes=round_up(workspace_bytes, PAGE_BYTES),
         kv_format=formats.kv,
-        table_bytes=program.rope.table_bytes(limits.max_model_len),
+        table_bytes=program.table_bytes(limits.max_model_len),
         sampler_bytes=program.vocab_size * _SAMPLER_BYTES_PER_ENTRY,
         logits=logits,
     )

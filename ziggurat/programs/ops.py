@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations a Program is made of: plain, unfused data.
 
-Every value is a matrix of rows; its first dimension is symbolic: `TOKENS` (all tokens of the ragged batch) or `ROWS` (the rows
-whose logits are wanted). Weights are named as in the Hugging Face checkpoint.
+Every value is a matrix of rows; its first dimension is symbolic: `TOKENS` (all tokens of the ragged batch), `ROUTED` (each token
+once per expert that it was sent to: row ``t * top_k + j``) or `ROWS` (the rows whose logits are wanted). Weights are named as in
+the Hugging Face checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 TOKENS = "tokens"
 ROWS = "rows"
+ROUTED = "routed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,11 @@ class Linear(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope(Op):
-    """Rotary position embedding on each head of the row (Hugging Face's rotate-half convention)."""
+    """Rotary position embedding on each head of the row (Hugging Face's rotate-half convention), by the Program's ``ropes[rope]``."""
 
     num_heads: int
     head_dim: int
+    rope: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,8 @@ class Attention(Op):
     """Causal attention with grouped queries.
 
     Inputs are (q,) when serving, where keys and values come from the KV group, and (q, k, v) in ``mode="train"``, where they are
-    contiguous functional values. Key j is visible to query i iff j <= i and, with a window, i - j < window.
+    contiguous functional values. Key j is visible to query i iff j <= i and, with a window, i - j < window. With a soft cap c, scores are
+    ``c * tanh(score / c)`` before the softmax.
     """
 
     layer: int
@@ -78,6 +82,7 @@ class Attention(Op):
     head_dim: int
     scale: float
     window: int | None = None
+    softcap: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +100,37 @@ class Add(Op):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectRows(Op):
     """The rows whose logits are wanted: [tokens, n] -> [rows, n]. In training all rows are wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftCap(Op):
+    """``cap * tanh(x / cap)``."""
+
+    cap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Op):
+    """From router logits [tokens, experts]: the ``top_k`` experts of each token by softmax probability (ties: lower number first).
+
+    The output [tokens, 2 * top_k] holds the expert numbers and then their probabilities, divided by their sum if ``normalize``.
+    """
+
+    top_k: int
+    normalize: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLinear(Op):
+    """Each routed row times its own expert's matrix. Inputs (x, routing): x has tokens or routed rows, the output has routed rows.
+
+    Attributes:
+        weights: one [out, in] matrix per expert, in order.
+    """
+
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combine(Op):
+    """Inputs (routed, routing): for each token the sum over its experts of probability times row, in the order of routing."""

@@ -103,7 +103,8 @@ class LinearStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QKVStep(Step):
-    """On fused rows [q heads | k heads | v heads]: norm per head (optional), rotate q and k in place, write k and v to the KV group."""
+    """On fused rows [q heads | k heads | v heads]: norm per head (optional), rotate q and k in place by the Program's ``ropes[rope]``, write
+    k and v to the KV group."""
 
     qkv: str
     layer: int
@@ -111,6 +112,7 @@ class QKVStep(Step):
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    rope: int
     q_norm: str | None
     k_norm: str | None
     eps: float
@@ -130,15 +132,70 @@ class AttentionStep(Step):
     head_dim: int
     scale: float
     window: int | None
+    softcap: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationStep(Step):
-    """out [tokens, n] = act(first half) * second half of fused rows [gate | up]."""
+    """out [.., n] = act(first half) * second half of fused rows [gate | up], token or routed rows."""
 
     gate_up: str
     out: str
     function: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddStep(Step):
+    """x += delta."""
+
+    x: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftCapStep(Step):
+    """x = cap * tanh(x / cap)."""
+
+    x: str
+    cap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteStep(Step):
+    """out [tokens, 2 * top_k] = chosen experts and their probabilities, from router logits [tokens, experts]."""
+
+    logits: str
+    out: str
+    top_k: int
+    normalize: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedLinearStep(Step):
+    """out [routed, n] = each routed row times its own expert's matrix.
+
+    The experts' rows follow each other in ``weight``: expert e has panels [e * P, (e + 1) * P) with P = out_features / num_experts / 16.
+    Row r of the output reads row r of x if ``is_routed``, else row r // top_k.
+    """
+
+    x: str
+    routing: str
+    weight: str
+    out: str
+    num_experts: int
+    top_k: int
+    is_routed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CombineStep(Step):
+    """out [tokens, n] = sum over j of probability j times routed row t * top_k + j, in order of j; out += .. when ``accumulate``."""
+
+    x: str
+    routing: str
+    out: str
+    top_k: int
+    accumulate: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,8 @@ class Program:
         weights: every weight by name, in the order of first use.
         max_position: positions the model was built for, prompt and output together.
         hidden_size: width of the residual stream.
+        ropes: the rotary embeddings that `Rope` operations name by index.
+        top_k: experts per token, 0 without experts: a batch of n tokens has ``n * top_k`` routed rows, however ragged the experts.
     """
 
     architecture: str
@@ -78,7 +80,7 @@ class Program:
     vocab_size: int
     hidden_size: int
     max_position: int
-    rope: RopeSpec
+    ropes: tuple[RopeSpec, ...]
     prologue: tuple[Op, ...]
     layers: tuple[tuple[Op, ...], ...]
     epilogue: tuple[Op, ...]
@@ -86,6 +88,12 @@ class Program:
     weights: dict[str, WeightSpec]
     groups: tuple[KVGroup, ...]
     ignored_weights: tuple[str, ...] = field(default=())
+    top_k: int = 0
+
+    @property
+    def rope(self) -> RopeSpec:
+        """The first rotary embedding; most models have one."""
+        return self.ropes[0]
 
     def ops(self) -> Iterator[Op]:
         """All operations in execution order."""
@@ -97,6 +105,10 @@ class Program:
     def kv_groups(self) -> tuple[KVGroup, ...]:
         """The KV groups that a store must provide."""
         return self.groups
+
+    def table_bytes(self, max_position: int) -> int:
+        """Bytes of the rotary tables of all embeddings."""
+        return sum(rope.table_bytes(max_position) for rope in self.ropes)
 
     def num_parameters(self) -> int:
         """Stored parameters; tied weights count once."""
