@@ -103,8 +103,10 @@ class LinearStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QKVStep(Step):
-    """On fused rows [q heads | k heads | v heads]: norm per head (optional), rotate q and k in place by the Program's ``ropes[rope]``, write
-    k and v to the KV group."""
+    """On fused rows [q heads | k heads | v heads]: norm per head (optional), rotate q and k in place, write k and v to the KV group.
+
+    ``rope`` is the index of the Program's rotary embedding.
+    """
 
     qkv: str
     layer: int
