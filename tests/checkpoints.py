@@ -36,6 +36,30 @@ _BASE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": EOS_ID,
 }
+_QWEN3_MOE: dict[str, Any] = {
+    **_BASE,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+}
+_GEMMA: dict[str, Any] = {
+    **_BASE,
+    "head_dim": 32,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 48,
+    "sliding_window": 24,
+    "tie_word_embeddings": True,
+}
+# The original context is short enough that the rules bend most frequencies.
+_ROPE_SCALING: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "dynamic": {},
+    "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"original_max_position_embeddings": 64},
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_BASE, "architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "llama_tied": {**_BASE, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
@@ -50,6 +74,41 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {**_BASE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32},
+    "mixtral": {
+        **_BASE,
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+    },
+    "qwen3_moe": {**_QWEN3_MOE, "norm_topk_prob": False},
+    "qwen3_moe_norm": {**_QWEN3_MOE, "norm_topk_prob": True},
+    "gemma2": {
+        **_GEMMA,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 6.0,
+    },
+    "gemma3": {
+        **_GEMMA,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+} | {
+    f"llama_{kind}": {
+        **_BASE,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **parameters},
+    }
+    for kind, parameters in _ROPE_SCALING.items()
 }
 
 

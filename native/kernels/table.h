@@ -84,6 +84,7 @@ struct AttentionArgs {
   int64_t tile_rows;  // query positions per task
   float scale;
   int64_t window;  // 0: none
+  float softcap;   // 0: none
   KVArgs kv;
 };
 
@@ -104,6 +105,48 @@ struct AddArgs {
   int64_t num_rows, k;
 };
 
+struct SoftCapArgs {
+  float* x;  // [T, K]
+  int64_t x_stride;
+  int64_t num_rows, k;
+  float cap;
+};
+
+struct RouteArgs {
+  float* logits;  // [T, E], used up
+  int64_t logits_stride;
+  float* out;  // [T, 2 top_k]: expert numbers, then probabilities
+  int64_t out_stride;
+  int64_t num_rows, num_experts, top_k;
+  bool is_normalized;
+};
+
+struct GroupedArgs {
+  const float* x;  // row r of the output reads row r / x_divisor
+  int64_t x_stride;
+  int64_t x_divisor;
+  const void* panels;  // [E][N / 16][K][16]
+  DType dtype;
+  float* out;  // [R, N]
+  int64_t out_stride;
+  int64_t num_experts, k, n;   // n: outputs of one expert, a multiple of 16
+  const int32_t* rows;         // [R] output rows, sorted by expert
+  const int32_t* row_starts;   // [E + 1]: rows of expert e are rows[row_starts[e]] .. rows[row_starts[e + 1] - 1]
+  const int32_t* task_starts;  // [E + 1]: tasks of expert e are [task_starts[e], task_starts[e + 1])
+  const int32_t* task_panels;  // [E]: panels per task
+};
+
+struct CombineArgs {
+  const float* x;  // [T * top_k, K]
+  int64_t x_stride;
+  const float* routing;  // [T, 2 top_k]
+  int64_t routing_stride;
+  float* out;  // [T, K]
+  int64_t out_stride;
+  int64_t num_rows, k, top_k;
+  bool accumulate;
+};
+
 struct KernelTable {
   const char* isa;
   void (*linear)(const LinearArgs&);
@@ -113,6 +156,10 @@ struct KernelTable {
   void (*paged_attention)(const AttentionArgs&);
   void (*gated_activation)(const GatedArgs&);
   void (*add)(const AddArgs&);
+  void (*soft_cap)(const SoftCapArgs&);
+  void (*route)(const RouteArgs&);
+  void (*grouped_linear)(const GroupedArgs&);
+  void (*combine)(const CombineArgs&);
 };
 
 }  // namespace zg

@@ -205,5 +205,19 @@ inline vec8 exp8(vec8 x) {
   return nan_or8(x, result);
 }
 
+// tanh x with a relative error below 3e-7, exactly odd; 1 with x's sign for infinity, NaN for NaN.
+// Cephes' polynomial (tanhf, Moshier) up to 0.625, where the exponentials would cancel, 1 - 2 / (e^2|x| + 1) above.
+inline vec8 tanh8(vec8 x) {
+  const vec8 negative = sub8(zero8(), x), magnitude = max8(x, negative), square = mul8(x, x);
+  vec8 p = set8(-5.70498872745e-3f);
+  p = fma8(p, square, set8(2.06390887954e-2f));
+  p = fma8(p, square, set8(-5.37397155531e-2f));
+  p = fma8(p, square, set8(1.33314422036e-1f));
+  p = fma8(p, square, set8(-3.33332819422e-1f));
+  const vec8 small = fma8(mul8(p, square), x, x);
+  const vec8 large = sub8(set8(1.0f), div8(set8(2.0f), add8(exp8(add8(magnitude, magnitude)), set8(1.0f))));
+  return below8(magnitude, 0.625f, small, below8(x, 0.0f, sub8(zero8(), large), large));
+}
+
 }  // namespace ZG_ISA
 }  // namespace zg

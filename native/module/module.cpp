@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module: addresses and sizes in, nothing allocated, the GIL released while a kernel runs. Shapes and dtypes are checked
-// by the caller (ziggurat/kernels/native.py), which knows the arrays.
+// The Python module: addresses and sizes in, nothing allocated but a call's index lists (a few bytes per routed row, expert or
+// sequence), the GIL released while a kernel runs. Shapes and dtypes are checked by the caller (ziggurat/kernels/native.py), which
+// knows the arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@ using namespace nb::literals;
 namespace {
 
 constexpr int64_t kAttentionRows = 32;
+constexpr int64_t kExpertTaskWork = 65536;  // multiply-adds of eight lanes: some ten microseconds
 
 template <typename T>
 T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
@@ -76,7 +79,7 @@ void qkv_post(uintptr_t qkv, int64_t qkv_stride, uintptr_t positions, uintptr_t 
 
 void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_stride, uintptr_t query_starts, uintptr_t first_positions,
                      uintptr_t block_tables, int64_t table_stride, int64_t num_seqs, int64_t num_heads, float scale, int64_t window,
-                     uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+                     float softcap, uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
                      int64_t kv_stride, int64_t head_stride) {
   const int32_t* starts = at<int32_t>(query_starts);
   const int64_t heads = num_heads / num_kv_heads, tile_rows = std::max<int64_t>(1, kAttentionRows / heads);
@@ -86,7 +89,7 @@ void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_s
     task_starts[static_cast<size_t>(s) + 1] = task_starts[static_cast<size_t>(s)] + tiles * num_kv_heads;
   }
   zg::kernels().paged_attention({at<float>(q), q_stride, at<float>(out), out_stride, starts, at<int32_t>(first_positions),
-                                 at<int32_t>(block_tables), table_stride, task_starts.data(), num_seqs, num_heads, tile_rows, scale, window,
+                                 at<int32_t>(block_tables), table_stride, task_starts.data(), num_seqs, num_heads, tile_rows, scale, window, softcap,
                                  kv_args(kv_base, kv_dtype, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
 }
 
@@ -97,6 +100,61 @@ void gated_activation(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, 
 
 void add(uintptr_t x, int64_t x_stride, uintptr_t delta, int64_t delta_stride, int64_t num_rows, int64_t k) {
   zg::kernels().add({at<float>(x), x_stride, at<float>(delta), delta_stride, num_rows, k});
+}
+
+void soft_cap(uintptr_t x, int64_t x_stride, int64_t num_rows, int64_t k, float cap) {
+  zg::kernels().soft_cap({at<float>(x), x_stride, num_rows, k, cap});
+}
+
+void route(uintptr_t logits, int64_t logits_stride, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t num_experts, int64_t top_k,
+           bool is_normalized) {
+  zg::kernels().route({at<float>(logits), logits_stride, at<float>(out), out_stride, num_rows, num_experts, top_k, is_normalized});
+}
+
+// Rows sorted by expert (a counting sort, so each expert's rows rise), and the tasks that each expert's panels are cut into.
+struct ExpertLists {
+  ExpertLists(const float* routing, int64_t stride, int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k, int64_t num_panels)
+      : rows(static_cast<size_t>(num_tokens * top_k)), row_starts(static_cast<size_t>(num_experts) + 1),
+        task_starts(static_cast<size_t>(num_experts) + 1), task_panels(static_cast<size_t>(num_experts)) {
+    for (int64_t t = 0; t < num_tokens; ++t)
+      for (int64_t j = 0; j < top_k; ++j) {
+        const float expert = routing[t * stride + j];
+        if (!(expert >= 0.0f && expert < static_cast<float>(num_experts)))
+          throw std::invalid_argument("routing: a row names an expert that does not exist");
+        ++row_starts[static_cast<size_t>(expert) + 1];
+      }
+    for (size_t e = 0; e < task_panels.size(); ++e) {
+      const int64_t num_rows = row_starts[e + 1], work = std::max<int64_t>(1, k * 2 * num_rows);
+      int64_t panels = std::max<int64_t>(1, kExpertTaskWork / work);
+      if (num_rows <= 3) panels = (panels + 3) / 4 * 4;
+      task_panels[e] = static_cast<int32_t>(panels);
+      task_starts[e + 1] = task_starts[e] + (num_rows > 0 ? static_cast<int32_t>((num_panels + panels - 1) / panels) : 0);
+      row_starts[e + 1] += row_starts[e];
+    }
+    // row_starts[e] walks through expert e's span while its rows are placed, and is then where e + 1 begins.
+    for (int64_t t = 0; t < num_tokens; ++t)
+      for (int64_t j = 0; j < top_k; ++j)
+        rows[static_cast<size_t>(row_starts[static_cast<size_t>(routing[t * stride + j])]++)] = static_cast<int32_t>(t * top_k + j);
+    std::rotate(row_starts.begin(), row_starts.end() - 1, row_starts.end());
+    row_starts[0] = 0;
+  }
+
+  std::vector<int32_t> rows, row_starts, task_starts, task_panels;
+};
+
+void grouped_linear(uintptr_t x, int64_t x_stride, int64_t x_divisor, uintptr_t panels_address, int dtype, uintptr_t routing,
+                    int64_t routing_stride, uintptr_t out, int64_t out_stride, int64_t num_tokens, int64_t num_experts, int64_t top_k,
+                    int64_t k, int64_t n) {
+  const ExpertLists lists(at<float>(routing), routing_stride, num_tokens, num_experts, top_k, k, n / zg::kPanelWidth);
+  zg::kernels().grouped_linear({at<float>(x), x_stride, x_divisor, at<void>(panels_address), static_cast<zg::DType>(dtype), at<float>(out),
+                                out_stride, num_experts, k, n, lists.rows.data(), lists.row_starts.data(), lists.task_starts.data(),
+                                lists.task_panels.data()});
+}
+
+void combine(uintptr_t x, int64_t x_stride, uintptr_t routing, int64_t routing_stride, uintptr_t out, int64_t out_stride, int64_t num_rows,
+             int64_t k, int64_t top_k, bool accumulate) {
+  zg::kernels().combine(
+      {at<float>(x), x_stride, at<float>(routing), routing_stride, at<float>(out), out_stride, num_rows, k, top_k, accumulate});
 }
 
 struct CopyJob {
@@ -136,5 +194,9 @@ NB_MODULE(_native, m) {
   m.def("paged_attention", &paged_attention, release());
   m.def("gated_activation", &gated_activation, release());
   m.def("add", &add, release());
+  m.def("soft_cap", &soft_cap, release());
+  m.def("route", &route, release());
+  m.def("grouped_linear", &grouped_linear, release());
+  m.def("combine", &combine, release());
   m.def("copy_blocks", &copy_blocks, release());
 }

@@ -27,16 +27,21 @@ from ziggurat.kernels.native import NativeOps
 from ziggurat.kernels.ops import load_native
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import CopyOp
-from ziggurat.programs.ops import TOKENS
+from ziggurat.programs.ops import ROUTED, ROWS, TOKENS
 from ziggurat.programs.plan import (
     ActivationStep,
+    AddStep,
     AttentionStep,
+    CombineStep,
     EmbedStep,
+    GroupedLinearStep,
     LinearStep,
     NormStep,
     Plan,
     QKVStep,
+    RouteStep,
     SelectStep,
+    SoftCapStep,
     Step,
 )
 from ziggurat.programs.program import KVGroup
@@ -85,10 +90,10 @@ class PlanExecutor:
         self._memory = memory
         self._inputs = InputBuilder(plan.limits, len(plan.program.kv_groups()))
         self._sampler = Sampler(plan.program.vocab_size)
-        self._cos, self._sin = rope_tables(plan.program.rope, plan.limits.max_model_len, memory.tables)
+        self._ropes = _all_rope_tables(plan, memory.tables)
         self._pools = [arena_view(pool, 0, pool.num_bytes, torch.uint8) for pool in memory.pools]
         self._kv = self._kv_layers()
-        self._bases: list[tuple[Tensor, bool]] = []
+        self._bases: list[tuple[Tensor, str]] = []
         self._slots = self._bind_buffers()
         split = next(i for i, step in enumerate(plan.steps) if isinstance(step, SelectStep))
         self._body = [self._bind(step) for step in plan.steps[:split]]
@@ -133,7 +138,12 @@ class PlanExecutor:
 
     def _compute(self, shape: StepShape, is_kept: bool) -> None:
         inputs = self._inputs.views(shape)
-        values = [base[: shape.num_tokens if is_tokens else shape.num_rows] for base, is_tokens in self._bases]
+        counts = {
+            TOKENS: shape.num_tokens,
+            ROWS: shape.num_rows,
+            ROUTED: shape.num_tokens * self.plan.program.top_k,
+        }
+        values = [base[: counts[leading]] for base, leading in self._bases]
         if self._recorder is not None:
             self._recorder.tape = [] if is_kept else None
         for call in self._body:
@@ -181,7 +191,7 @@ class PlanExecutor:
             if key not in known:
                 known[key] = len(self._bases)
                 flat = arena_view(self._memory.workspace, buffer.offset, buffer.num_bytes, torch.float32)
-                self._bases.append((flat.view(buffer.max_rows, buffer.width), buffer.leading == TOKENS))
+                self._bases.append((flat.view(buffer.max_rows, buffer.width), buffer.leading))
             slots[name] = known[key]
         return slots
 
@@ -194,6 +204,11 @@ class PlanExecutor:
             AttentionStep: self._bind_attention,
             ActivationStep: self._bind_activation,
             SelectStep: self._bind_select,
+            AddStep: self._bind_add,
+            SoftCapStep: self._bind_soft_cap,
+            RouteStep: self._bind_route,
+            GroupedLinearStep: self._bind_grouped_linear,
+            CombineStep: self._bind_combine,
         }
         return binders[type(step)](step)
 
@@ -229,7 +244,7 @@ class PlanExecutor:
     def _bind_qkv(self, step: QKVStep) -> Call:
         qkv, group, kv, kernel = self._slots[step.qkv], step.group, self._kv[step.layer], self._ops.qkv_post
         q_norm, k_norm = self._weight(step.q_norm), self._weight(step.k_norm)
-        cos, sin, heads, eps, offset = self._cos, self._sin, step.num_heads, step.eps, step.weight_offset
+        (cos, sin), heads, eps, offset = self._ropes[step.rope], step.num_heads, step.eps, step.weight_offset
 
         def call(values: Values, inputs: StepInputs) -> None:
             kernel(
@@ -251,6 +266,7 @@ class PlanExecutor:
     def _bind_attention(self, step: AttentionStep) -> Call:
         qkv, out, group, kv = self._slots[step.qkv], self._slots[step.out], step.group, self._kv[step.layer]
         heads, scale, window, kernel = step.num_heads, step.scale, step.window or 0, self._ops.paged_attention
+        softcap = step.softcap or 0.0
 
         def call(values: Values, inputs: StepInputs) -> None:
             kernel(
@@ -263,6 +279,7 @@ class PlanExecutor:
                 num_heads=heads,
                 scale=scale,
                 window=window,
+                softcap=softcap,
             )
 
         return call
@@ -287,6 +304,58 @@ class PlanExecutor:
 
         return call
 
+    def _bind_add(self, step: AddStep) -> Call:
+        x, delta, kernel = self._slots[step.x], self._slots[step.delta], self._ops.add
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[x], values[delta])
+
+        return call
+
+    def _bind_soft_cap(self, step: SoftCapStep) -> Call:
+        x, cap, kernel = self._slots[step.x], step.cap, self._ops.soft_cap
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[x], cap=cap)
+
+        return call
+
+    def _bind_route(self, step: RouteStep) -> Call:
+        logits, out, kernel = self._slots[step.logits], self._slots[step.out], self._ops.route
+        top_k, normalize = step.top_k, step.normalize
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[logits], values[out], top_k=top_k, normalize=normalize)
+
+        return call
+
+    def _bind_grouped_linear(self, step: GroupedLinearStep) -> Call:
+        panels, kernel = self._weight(step.weight), self._ops.grouped_linear
+        x, routing, out = self._slots[step.x], self._slots[step.routing], self._slots[step.out]
+        num_experts, top_k, is_routed = step.num_experts, step.top_k, step.is_routed
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(
+                values[x],
+                panels,
+                values[routing],
+                values[out],
+                num_experts=num_experts,
+                top_k=top_k,
+                is_routed=is_routed,
+            )
+
+        return call
+
+    def _bind_combine(self, step: CombineStep) -> Call:
+        x, routing, out = self._slots[step.x], self._slots[step.routing], self._slots[step.out]
+        top_k, accumulate, kernel = step.top_k, step.accumulate, self._ops.combine
+
+        def call(values: Values, inputs: StepInputs) -> None:
+            kernel(values[x], values[routing], values[out], top_k=top_k, accumulate=accumulate)
+
+        return call
+
 
 def _select_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
     torch.index_select(x, 0, rows, out=out)
@@ -296,12 +365,21 @@ def _layer_bytes(group: KVGroup, head_bytes: int) -> int:
     return 2 * group.num_kv_heads * head_bytes
 
 
-def rope_tables(rope: RopeSpec, num_positions: int, arena: Arena) -> tuple[Tensor, Tensor]:
-    """Cosines and sines fp32 [num_positions, dim / 2], written into the arena. Angles are taken in fp64."""
+def _all_rope_tables(plan: Plan, arena: Arena) -> list[tuple[Tensor, Tensor]]:
+    """The tables of every rotary embedding, one after another in the arena."""
+    num_positions, offset, tables = plan.limits.max_model_len, 0, []
+    for rope in plan.program.ropes:
+        tables.append(rope_tables(rope, num_positions, arena, offset))
+        offset += rope.table_bytes(num_positions)
+    return tables
+
+
+def rope_tables(rope: RopeSpec, num_positions: int, arena: Arena, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines fp32 [num_positions, dim / 2], written into the arena from byte ``offset``. Angles are taken in fp64."""
     half_bytes = rope.table_bytes(num_positions) // 2
     cos, sin = (
-        arena_view(arena, offset, half_bytes, torch.float32).view(num_positions, rope.dim // 2)
-        for offset in (0, half_bytes)
+        arena_view(arena, place, half_bytes, torch.float32).view(num_positions, rope.dim // 2)
+        for place in (offset, offset + half_bytes)
     )
     frequencies = torch.tensor(rope.frequencies, dtype=torch.float64)
     for start in range(0, num_positions, _ROPE_SLICE_POSITIONS):

@@ -87,6 +87,21 @@ def panel_shape(panels: Any) -> tuple[int, int]:
     return int(panels.shape[0]), int(panels.shape[1])
 
 
+def grouped_shape(
+    x: Any, panels: Any, routing: Any, out: Any, num_experts: int, top_k: int, is_routed: bool
+) -> tuple[int, int, int]:
+    """(tokens, K, N) of a linear with one matrix per expert, checked."""
+    num_panels, k = panel_shape(panels)
+    num_tokens = int(routing.shape[0])
+    num_panels_each, rest = divmod(num_panels, num_experts)
+    if rest:
+        raise ValueError(f"{num_panels} panels do not divide among {num_experts} experts")
+    rows(routing, "routing", None, 2 * top_k)
+    rows(x, "x", num_tokens * top_k if is_routed else num_tokens, k)
+    rows(out, "out", num_tokens * top_k, num_panels_each * PANEL_WIDTH)
+    return num_tokens, k, num_panels_each * PANEL_WIDTH
+
+
 def check_out_features(num_panels: int, out_features: int) -> None:
     """N must end in the last panel."""
     if not PANEL_WIDTH * (num_panels - 1) < out_features <= PANEL_WIDTH * num_panels:

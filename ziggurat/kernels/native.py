@@ -13,6 +13,7 @@ from ziggurat.kernels.arrays import (
     check_out_features,
     dtype_name,
     float_format,
+    grouped_shape,
     is_contiguous,
     num_bytes,
     optional_address,
@@ -191,6 +192,7 @@ class NativeOps:
         num_heads: int,
         scale: float,
         window: int = 0,
+        softcap: float = 0.0,
     ) -> None:
         """See `KernelOps.paged_attention`."""
         num_seqs = first_positions.shape[0]
@@ -213,6 +215,7 @@ class NativeOps:
             num_heads,
             scale,
             window,
+            softcap,
             *kv_arguments(kv),
         )
 
@@ -230,10 +233,76 @@ class NativeOps:
         x_stride, delta_stride = rows(x, "x"), rows(delta, "delta", num_rows, k)
         self._lib.add(address(x), x_stride, address(delta), delta_stride, num_rows, k)
 
+    def soft_cap(self, x: Array, *, cap: float) -> None:
+        """See `KernelOps.soft_cap`."""
+        self._lib.soft_cap(address(x), rows(x, "x"), x.shape[0], x.shape[1], cap)
+
+    def route(self, logits: Array, out: Array, *, top_k: int, normalize: bool) -> None:
+        """See `KernelOps.route`."""
+        num_rows, num_experts = check_route(logits, out, top_k)
+        strides = rows(logits, "logits"), rows(out, "out")
+        self._lib.route(address(logits), strides[0], address(out), strides[1], num_rows, num_experts, top_k, normalize)
+
+    def grouped_linear(
+        self,
+        x: Array,
+        panels: Array,
+        routing: Array,
+        out: Array,
+        *,
+        num_experts: int,
+        top_k: int,
+        is_routed: bool,
+    ) -> None:
+        """See `KernelOps.grouped_linear`."""
+        num_tokens, k, n = grouped_shape(x, panels, routing, out, num_experts, top_k, is_routed)
+        self._lib.grouped_linear(
+            address(x),
+            rows(x, "x"),
+            1 if is_routed else top_k,
+            address(panels),
+            FLOAT_CODES[float_format(panels, "panels").name],
+            address(routing),
+            rows(routing, "routing"),
+            address(out),
+            rows(out, "out"),
+            num_tokens,
+            num_experts,
+            top_k,
+            k,
+            n,
+        )
+
+    def combine(self, x: Array, routing: Array, out: Array, *, top_k: int, accumulate: bool = False) -> None:
+        """See `KernelOps.combine`."""
+        num_rows, k = out.shape
+        x_stride, routing_stride = rows(x, "x", num_rows * top_k, k), rows(routing, "routing", num_rows, 2 * top_k)
+        self._lib.combine(
+            address(x),
+            x_stride,
+            address(routing),
+            routing_stride,
+            address(out),
+            rows(out, "out"),
+            num_rows,
+            k,
+            top_k,
+            accumulate,
+        )
+
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
         """See `KernelOps.copy_blocks`."""
         check_pairs(pool, pairs, block_bytes)
         self._lib.copy_blocks(address(pool), address(pairs), pairs.shape[0], block_bytes)
+
+
+def check_route(logits: Array, out: Array, top_k: int) -> tuple[int, int]:
+    """(tokens, experts) of a routing; there are at least as many experts as are taken."""
+    num_rows, num_experts = logits.shape
+    rows(out, "out", num_rows, 2 * top_k)
+    if not 0 < top_k <= num_experts:
+        raise ValueError(f"top_k {top_k} of {num_experts} experts")
+    return num_rows, num_experts
 
 
 def check_pairs(pool: Array, pairs: Array, block_bytes: int) -> None:

@@ -151,6 +151,7 @@ class KernelOps(Protocol):
         num_heads: int,
         scale: float,
         window: int = 0,
+        softcap: float = 0.0,
     ) -> None:
         """Causal attention of a ragged batch, prefill chunks and decodes in one call.
 
@@ -167,6 +168,7 @@ class KernelOps(Protocol):
             num_heads: Hq, a multiple of ``kv.num_kv_heads``.
             scale: factor of the scores, usually ``D ** -0.5``.
             window: sliding window in tokens, 0 for none.
+            softcap: if above zero, scores become ``softcap * tanh(score / softcap)`` before the softmax (Gemma 2).
         """
         ...
 
@@ -176,6 +178,51 @@ class KernelOps(Protocol):
 
     def add(self, x: Array, delta: Array) -> None:
         """``x += delta``, both fp32 [T, K]."""
+        ...
+
+    def soft_cap(self, x: Array, *, cap: float) -> None:
+        """``x = cap * tanh(x / cap)`` in place, fp32 [T, K]."""
+        ...
+
+    def route(self, logits: Array, out: Array, *, top_k: int, normalize: bool) -> None:
+        """The ``top_k`` experts of each token by softmax probability; of equal ones the lower number first.
+
+        Args:
+            logits: fp32 [T, E]; used up, undefined afterwards.
+            out: fp32 [T, 2 * top_k]: the experts' numbers, then their probabilities. A row of NaN keeps NaN probabilities.
+            normalize: divide the chosen probabilities by their sum.
+        """
+        ...
+
+    def grouped_linear(
+        self,
+        x: Array,
+        panels: Array,
+        routing: Array,
+        out: Array,
+        *,
+        num_experts: int,
+        top_k: int,
+        is_routed: bool,
+    ) -> None:
+        """Each routed row times its own expert's matrix: ``out[t * top_k + j] = x[..] @ W[routing[t, j]].T``.
+
+        Any split of the rows among the experts is right, none or all included; nothing is padded. Beyond ``out`` a call takes
+        index lists of 4 bytes per routed row and 12 per expert.
+
+        Args:
+            x: fp32, [T * top_k, K] if ``is_routed``, else [T, K] and row t serves all experts of token t; must not overlap ``out``.
+            panels: [E * P, K, 16]: expert e has panels ``[e * P, (e + 1) * P)``.
+            routing: fp32 [T, 2 * top_k], from `route`.
+            out: fp32 [T * top_k, 16 * P].
+
+        Raises:
+            ValueError: the shapes do not fit, or a row names an expert that does not exist.
+        """
+        ...
+
+    def combine(self, x: Array, routing: Array, out: Array, *, top_k: int, accumulate: bool = False) -> None:
+        """``out[t] = sum over j of probability[t, j] * x[t * top_k + j] (+ out[t])``, j rising; x fp32 [T * top_k, K], out fp32 [T, K]."""
         ...
 
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary embeddings as data: the inverse frequencies of a head, and the published ways to stretch them over longer contexts.
 
-Scaling rules are those of Hugging Face transformers (``modeling_rope_utils``): ``linear`` (position interpolation), ``llama3``
-(Llama 3.1) and ``yarn`` (Peng et al. 2023, arXiv 2309.00071).
+Scaling rules are those of Hugging Face transformers (``modeling_rope_utils``): ``linear`` (position interpolation), ``dynamic``
+(NTK-aware, as the plain one up to the model's own context), ``llama3`` (Llama 3.1) and ``yarn`` (Peng et al. 2023, arXiv 2309.00071).
 """
 
 from __future__ import annotations
@@ -134,4 +134,11 @@ def _yarn_temperature(factor: float, parameters: Parameters) -> float:
     return temperature(1.0)
 
 
-_RULES: dict[str, _Rule] = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+# The dynamic rule changes the base only beyond the positions that the model was built for, and no sequence gets that long here.
+_RULES: dict[str, _Rule] = {
+    "default": _default,
+    "dynamic": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

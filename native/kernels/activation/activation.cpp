@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = act(gate) * up on fused rows [gate | up]. Tails go through the same vector code, padded with zeros.
+// out = act(gate) * up on fused rows [gate | up], and the soft cap x = cap * tanh(x / cap). Tails go through the same vector code, padded with zeros.
 #include "kernels/parallel.h"
 #include "kernels/vec.h"
 
@@ -30,7 +30,20 @@ void rows(const GatedArgs& a) {
   });
 }
 
+inline vec8 capped(vec8 x, float cap) { return mul8(tanh8(div8(x, set8(cap))), set8(cap)); }
+
 }  // namespace
+
+void soft_cap(const SoftCapArgs& a) {
+  for_rows(a.num_rows, a.k * 8, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      float* x = a.x + t * a.x_stride;
+      int64_t i = 0;
+      for (; i + 8 <= a.k; i += 8) store8(x + i, capped(load8(x + i), a.cap));
+      if (i < a.k) store_some8(x + i, capped(load_some8(x + i, a.k - i), a.cap), a.k - i);
+    }
+  });
+}
 
 void gated_activation(const GatedArgs& a) {
   switch (a.kind) {

@@ -66,7 +66,7 @@ class Batch:
     keys: list[Tensor]
     values: list[Tensor]
 
-    def attend(self, ops: kernels.KernelOps, scale: float, window: int) -> Tensor:
+    def attend(self, ops: kernels.KernelOps, scale: float, window: int, softcap: float = 0.0) -> Tensor:
         out = torch.full((self.qkv.shape[0], self.num_heads * self.kv.head_dim), torch.nan)
         ops.paged_attention(
             self.qkv,
@@ -78,6 +78,7 @@ class Batch:
             num_heads=self.num_heads,
             scale=scale,
             window=window,
+            softcap=softcap,
         )
         return out
 
@@ -147,7 +148,7 @@ def build_batch(
     )
 
 
-def reference_attention(batch: Batch, scale: float, window: int) -> Tensor:
+def reference_attention(batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Tensor:
     heads, dim = batch.num_heads, batch.kv.head_dim
     group = heads // batch.kv.num_kv_heads
     rows = []
@@ -159,6 +160,8 @@ def reference_attention(batch: Batch, scale: float, window: int) -> Tensor:
             for head in range(heads):
                 k = batch.keys[s][seen, head // group].double()
                 v = batch.values[s][seen, head // group].double()
-                weights = (k @ q[head * dim : (head + 1) * dim] * scale).softmax(0)
-                rows.append(weights @ v)
+                scores = k @ q[head * dim : (head + 1) * dim] * scale
+                if softcap:
+                    scores = (scores / softcap).tanh() * softcap
+                rows.append(scores.softmax(0) @ v)
     return torch.stack(rows).view(-1, heads * dim)

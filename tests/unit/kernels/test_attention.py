@@ -20,6 +20,7 @@ SCALE = 0.125
 CHUNKS = st.lists(st.tuples(st.integers(0, 150), st.integers(1, 40)), min_size=1, max_size=4)
 HEADS = st.sampled_from([(1, 1), (2, 1), (3, 1), (4, 2), (6, 2), (9, 3), (8, 1)])
 WINDOWS = st.sampled_from([0, 0, 1, 5, 64, 100])
+SOFTCAPS = st.sampled_from([0.0, 0.0, 0.5, 4.0, 50.0])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -31,8 +32,9 @@ WINDOWS = st.sampled_from([0, 0, 1, 5, 64, 100])
     head_dim=st.sampled_from([8, 64, 80, 96, 128]),
     block_size=st.sampled_from([1, 3, 16, 32]),
     format_name=st.sampled_from(sorted(DTYPES)),
+    softcap=SOFTCAPS,
 )
-def test_attention_matches_fp64(name, chunks, heads, window, head_dim, block_size, format_name):
+def test_attention_matches_fp64(name, chunks, heads, window, head_dim, block_size, format_name, softcap):
     batch = build_batch(
         3,
         chunks,
@@ -43,8 +45,8 @@ def test_attention_matches_fp64(name, chunks, heads, window, head_dim, block_siz
         head_dim=head_dim,
         window=window,
     )
-    out = batch.attend(backend(name), SCALE, window)
-    assert relative_error(out, reference_attention(batch, SCALE, window)) < 2e-6
+    out = batch.attend(backend(name), SCALE, window, softcap)
+    assert relative_error(out, reference_attention(batch, SCALE, window, softcap)) < 2e-6
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -56,14 +58,15 @@ def test_attention_matches_fp64(name, chunks, heads, window, head_dim, block_siz
     heads=HEADS,
     window=WINDOWS,
     format_name=st.sampled_from(sorted(DTYPES)),
+    softcap=SOFTCAPS,
 )
-def test_chunking_changes_no_bit(name, data, old, new, heads, window, format_name):
+def test_chunking_changes_no_bit(name, data, old, new, heads, window, format_name, softcap):
     """One call over all rows, two chunks, and single decodes give the same bits."""
     ops = backend(name)
     batch = build_batch(
         5, [(old, new)], format_name=format_name, num_heads=heads[0], num_kv_heads=heads[1], window=window
     )
-    whole = batch.attend(ops, SCALE, window)
+    whole = batch.attend(ops, SCALE, window, softcap)
 
     def piece(first: int, last: int) -> torch.Tensor:
         part = dataclasses.replace(
@@ -72,7 +75,7 @@ def test_chunking_changes_no_bit(name, data, old, new, heads, window, format_nam
             query_starts=torch.tensor([0, last - first], dtype=torch.int32),
             first_positions=torch.tensor([old + first], dtype=torch.int32),
         )
-        return part.attend(ops, SCALE, window)
+        return part.attend(ops, SCALE, window, softcap)
 
     cut = data.draw(st.integers(1, new - 1))
     assert torch.equal(torch.cat((piece(0, cut), piece(cut, new))), whole)
@@ -141,6 +144,16 @@ def test_huge_scores_do_not_overflow(name):
     batch.qkv *= 1000.0
     out = batch.attend(backend(name), SCALE, 0)
     assert relative_error(out, reference_attention(batch, SCALE, 0)) < 1e-3
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_soft_cap_bounds_huge_scores_without_overflow(name):
+    batch = build_batch(6, [(40, 20)])
+    batch.qkv *= 1e6
+    capped = batch.attend(backend(name), SCALE, 0, 5.0)
+    assert relative_error(capped, reference_attention(batch, SCALE, 0, 5.0)) < 1e-5
+    # With a cap no key is ever worth more than e^10 of another, so the result is far from the uncapped one.
+    assert relative_error(capped, reference_attention(batch, SCALE, 0)) > 0.1
 
 
 def test_unsupported_head_size_is_named():

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ziggurat.kernels.ops import KVLayer
-from ziggurat.kernels.twins.exact import as_tensor, exp, tree_sum
+from ziggurat.kernels.twins.exact import as_tensor, exp, tanh, tree_sum
 
 KV_TILE = 64
 QUERY_TILE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRule:
+    """What makes a score: the factor, the sliding window (0: none) and the soft cap (0: none)."""
+
+    scale: float
+    window: int
+    softcap: float
 
 
 def kv_view(kv: KVLayer) -> Tensor:
@@ -30,7 +41,12 @@ def kv_view(kv: KVLayer) -> Tensor:
 
 
 def attend_tile(
-    queries: Tensor, positions: Tensor, table: Tensor, entries: Tensor, span: tuple[int, int], scale: float, window: int
+    queries: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    entries: Tensor,
+    span: tuple[int, int],
+    rule: ScoreRule,
 ) -> Tensor:
     """Online softmax over KV tiles for one query tile.
 
@@ -57,9 +73,12 @@ def attend_tile(
         tile[:, :, first - start : last - start] = picked.permute(1, 2, 0, 3)
         keys = torch.arange(start, start + KV_TILE)
         visible = keys[None, :] <= positions[:, None]
-        if window > 0:
-            visible &= keys[None, :] > positions[:, None] - window
-        scores = torch.where(visible, torch.bmm(queries, tile[0].transpose(1, 2)) * scale, -torch.inf)
+        if rule.window > 0:
+            visible &= keys[None, :] > positions[:, None] - rule.window
+        scores = torch.bmm(queries, tile[0].transpose(1, 2)) * rule.scale
+        if rule.softcap > 0.0:
+            scores = tanh(scores / rule.softcap) * rule.softcap
+        scores = torch.where(visible, scores, -torch.inf)
         new_maximum = torch.maximum(maximum, scores.amax(-1, keepdim=True))
         # A row that has seen no key yet has nothing to rescale, and -inf - -inf would be NaN.
         anchor = torch.where(new_maximum == -torch.inf, torch.zeros_like(new_maximum), new_maximum)
@@ -72,7 +91,7 @@ def attend_tile(
 
 
 def attend_sequence(
-    q: Tensor, first_position: int, table: Tensor, entries: Tensor, heads_per_kv: int, scale: float, window: int
+    q: Tensor, first_position: int, table: Tensor, entries: Tensor, heads_per_kv: int, rule: ScoreRule
 ) -> Tensor:
     """All query rows [n, Hq, D] of one sequence; tiles start at multiples of 16 positions, whatever the chunk."""
     num_rows, num_heads, dim = q.shape
@@ -86,8 +105,8 @@ def attend_sequence(
         tile[first - start : last - start] = q[rows].view(last - first, num_kv_heads, heads_per_kv, dim)
         queries = tile.permute(1, 0, 2, 3).reshape(num_kv_heads, QUERY_TILE * heads_per_kv, dim)
         positions = torch.arange(start, start + QUERY_TILE).repeat_interleave(heads_per_kv)
-        span = (max(0, first - window + 1) if window > 0 else 0, last)
-        result = attend_tile(queries, positions, table, entries, span, scale, window)
+        span = (max(0, first - rule.window + 1) if rule.window > 0 else 0, last)
+        result = attend_tile(queries, positions, table, entries, span, rule)
         result = result.view(num_kv_heads, QUERY_TILE, heads_per_kv, dim).permute(1, 0, 2, 3)
         out[rows] = result[first - start : last - start].reshape(last - first, num_heads, dim)
     return out

@@ -14,6 +14,8 @@ from torch import Tensor
 
 _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
+_TANH_POLYNOMIAL = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+
 
 def exp(x: Tensor) -> Tensor:
     """e^x in fp32 with a relative error of some 3e-7: 0 below -87, infinity from 88.72, NaN for NaN (as in native/kernels/vec.h)."""
@@ -29,6 +31,17 @@ def exp(x: Tensor) -> Tensor:
     result = torch.where(x < -87.0, torch.zeros_like(x), result)
     result = torch.where(x >= 88.72, torch.full_like(x, torch.inf), result)
     return torch.where(x.isnan(), x, result)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh x in fp32 with a relative error of some 3e-7 (as in native/kernels/vec.h)."""
+    square = x * x
+    p = torch.full_like(x, _TANH_POLYNOMIAL[0])
+    for coefficient in _TANH_POLYNOMIAL[1:]:
+        p = p * square + coefficient
+    magnitude = x.abs()
+    large = 1.0 - 2.0 / (exp(magnitude + magnitude) + 1.0)
+    return torch.where(magnitude < 0.625, p * square * x + x, torch.where(x < 0.0, -large, large))
 
 
 def _power_of_two(n: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ziggurat.kernels.arrays import check_out_features, panel_shape
-from ziggurat.kernels.native import check_kv, check_pairs
+from ziggurat.kernels.arrays import check_out_features, grouped_shape, panel_shape
+from ziggurat.kernels.native import check_kv, check_pairs, check_route
 from ziggurat.kernels.ops import Array, KVLayer
-from ziggurat.kernels.twins.attention import attend_sequence, kv_view
-from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm
+from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
+from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm, tanh, tree_sum
 from ziggurat.programs.formats import PANEL_WIDTH
 
 # BLAS picks its algorithm by the shape, so every product has this many rows, padded with zeros, and this many panels at most.
@@ -46,17 +46,15 @@ class TorchOps:
     ) -> None:
         """See `KernelOps.linear`."""
         rows, weights, result = as_tensor(x), as_tensor(panels), as_tensor(out)
-        num_panels, k = panel_shape(weights)
+        num_panels, _ = panel_shape(weights)
         check_out_features(num_panels, result.shape[1])
         num_rows = rows.shape[0]
         if num_rows == 0:
             return
-        padded = torch.zeros(-(-num_rows // ROW_TILE) * ROW_TILE, k)
-        padded[:num_rows] = rows
+        padded = _padded(rows)
         for first in range(0, num_panels, PANEL_GROUP):
             columns = slice(first * PANEL_WIDTH, min((first + PANEL_GROUP) * PANEL_WIDTH, result.shape[1]))
-            matrix = weights[first : first + PANEL_GROUP].permute(1, 0, 2).reshape(k, -1).float()
-            product = torch.cat([padded[row : row + ROW_TILE] @ matrix for row in range(0, len(padded), ROW_TILE)])
+            product = _tiled_product(padded, weights[first : first + PANEL_GROUP])
             product = product[:num_rows, : columns.stop - columns.start]
             if bias is not None:
                 product = product + as_tensor(bias)[columns]
@@ -129,16 +127,18 @@ class TorchOps:
         num_heads: int,
         scale: float,
         window: int = 0,
+        softcap: float = 0.0,
     ) -> None:
         """See `KernelOps.paged_attention`."""
         check_kv(kv)
+        rule = ScoreRule(scale=scale, window=window, softcap=softcap)
         rows, result, entries = as_tensor(qkv), as_tensor(out), kv_view(kv)
         starts, tables = as_tensor(query_starts).tolist(), as_tensor(block_tables).long()
         q = rows[:, : num_heads * kv.head_dim].unflatten(1, (num_heads, kv.head_dim))
         for s, first_position in enumerate(as_tensor(first_positions).tolist()):
             begin, end = starts[s], starts[s + 1]
             attended = attend_sequence(
-                q[begin:end], first_position, tables[s], entries, num_heads // kv.num_kv_heads, scale, window
+                q[begin:end], first_position, tables[s], entries, num_heads // kv.num_kv_heads, rule
             )
             result[begin:end] = attended.flatten(1)
 
@@ -156,6 +156,57 @@ class TorchOps:
         """See `KernelOps.add`."""
         as_tensor(x).add_(as_tensor(delta))
 
+    def soft_cap(self, x: Array, *, cap: float) -> None:
+        """See `KernelOps.soft_cap`."""
+        rows = as_tensor(x)
+        rows.copy_(tanh(rows / cap) * cap)
+
+    def route(self, logits: Array, out: Array, *, top_k: int, normalize: bool) -> None:
+        """See `KernelOps.route`."""
+        check_route(logits, out, top_k)
+        rows, result = as_tensor(logits), as_tensor(out)
+        weights = exp(rows - rows.amax(-1, keepdim=True))
+        probabilities, experts = torch.sort(weights / tree_sum(weights), dim=-1, descending=True, stable=True)
+        result[:, :top_k] = experts[:, :top_k]
+        chosen = probabilities[:, :top_k]
+        result[:, top_k:] = chosen / tree_sum(chosen) if normalize else chosen
+
+    def grouped_linear(
+        self,
+        x: Array,
+        panels: Array,
+        routing: Array,
+        out: Array,
+        *,
+        num_experts: int,
+        top_k: int,
+        is_routed: bool,
+    ) -> None:
+        """See `KernelOps.grouped_linear`."""
+        grouped_shape(x, panels, routing, out, num_experts, top_k, is_routed)
+        rows, weights, result = as_tensor(x), as_tensor(panels), as_tensor(out)
+        chosen = as_tensor(routing)[:, :top_k].reshape(-1)
+        if not bool(((chosen >= 0) & (chosen < num_experts)).all()):
+            raise ValueError("routing: a row names an expert that does not exist")
+        experts, num_panels = chosen.long(), weights.shape[0] // num_experts
+        for expert in experts.unique().tolist():
+            where = (experts == expert).nonzero()[:, 0]
+            padded = _padded(rows[where if is_routed else where // top_k])
+            for first in range(0, num_panels, PANEL_GROUP):
+                last = min(first + PANEL_GROUP, num_panels)
+                product = _tiled_product(padded, weights[expert * num_panels + first : expert * num_panels + last])
+                result[where, first * PANEL_WIDTH : last * PANEL_WIDTH] = product[: len(where)]
+
+    def combine(self, x: Array, routing: Array, out: Array, *, top_k: int, accumulate: bool = False) -> None:
+        """See `KernelOps.combine`."""
+        result = as_tensor(out)
+        rows = as_tensor(x).unflatten(0, (-1, top_k))
+        weights = as_tensor(routing)[:, top_k:, None]
+        total = rows[:, 0] * weights[:, 0]
+        for j in range(1, top_k):
+            total = total + rows[:, j] * weights[:, j]
+        result.copy_(result + total if accumulate else total)
+
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
         """See `KernelOps.copy_blocks`."""
         check_pairs(pool, pairs, block_bytes)
@@ -163,6 +214,19 @@ class TorchOps:
         blocks = flat[: flat.numel() // block_bytes * block_bytes].view(-1, block_bytes)
         index = as_tensor(pairs)
         blocks[index[:, 1]] = blocks[index[:, 0]]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """The rows, and rows of zeros up to whole tiles."""
+    padded = torch.zeros(-(-len(rows) // ROW_TILE) * ROW_TILE, rows.shape[1])
+    padded[: len(rows)] = rows
+    return padded
+
+
+def _tiled_product(padded: Tensor, panels: Tensor) -> Tensor:
+    """Rows [n * 16, K] times the matrix of some panels [P, K, 16], one tile at a time: [n * 16, P * 16]."""
+    matrix = panels.permute(1, 0, 2).reshape(padded.shape[1], -1).float()
+    return torch.cat([padded[row : row + ROW_TILE] @ matrix for row in range(0, len(padded), ROW_TILE)])
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:

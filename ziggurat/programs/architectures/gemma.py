@@ -61,7 +61,8 @@ def _cap(raw: RawConfig, key: str) -> float | None:
 
 
 def _with_activation(raw: RawConfig) -> RawConfig:
-    return {"hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh", **raw}
+    # The classes read hidden_activation only; published files carry a hidden_act beside it that means nothing.
+    return {**raw, "hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh"}
 
 
 @ARCHITECTURES.register("Gemma2ForCausalLM")
