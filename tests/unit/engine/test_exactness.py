@@ -90,7 +90,7 @@ SETTINGS = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2_window", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen2_window", "qwen3_moe", "gemma2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, with_tokenizer=False)
 
@@ -117,10 +117,10 @@ def test_nothing_around_a_request_changes_it(folder: Path, setting: Setting) -> 
 
 
 @pytest.mark.skipif(FASTEST == "torch", reason="the native kernels are not built: the property ran with the twins")
-@pytest.mark.parametrize("setting", [TIGHT, REUSING])
-def test_the_twins_keep_it_too(tmp_path_factory: pytest.TempPathFactory, setting: Setting) -> None:
-    """The twins are slow, so two telling settings stand for the property."""
-    folder = write_checkpoint(tmp_path_factory.mktemp("twins"), "qwen2_window", with_tokenizer=False)
+@pytest.mark.parametrize(("setting", "name"), [(TIGHT, "qwen3_moe"), (REUSING, "qwen2_window"), (REUSING, "gemma2")])
+def test_the_twins_keep_it_too(tmp_path_factory: pytest.TempPathFactory, setting: Setting, name: str) -> None:
+    """The twins are slow, so telling settings stand for the property."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("twins"), name, with_tokenizer=False)
     assert run(folder, setting) == run(folder, Setting(is_alone=True))
 
 
