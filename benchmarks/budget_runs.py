@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planned_memory import MIB, SHAPES, pss_bytes
+from benchmarks.report import publish
 
 
 def run_load(seed: int) -> None:
@@ -150,20 +149,7 @@ def main() -> int:
     allowed = facts["weight_bytes"] + max(int(facts["weight_bytes"] * 0.15), 64 * MIB)
     loading = {**facts, "peak_above_baseline_bytes": above, "allowed_bytes": allowed, "is_within": above <= allowed}
     print(json.dumps(loading), file=sys.stderr)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "kind": "measured",
-        "command": "python -m benchmarks.budget_runs",
-        "commit": commit,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "runs": rows,
-        "loading": loading,
-    }
-    text = json.dumps(report, indent=1)
-    if args.output:
-        args.output.write_text(text + "\n")
-    else:
-        print(text)
+    publish("python -m benchmarks.budget_runs", args.output, runs=rows, loading=loading)
     return 0 if all(row["is_inside"] for row in rows) and loading["is_within"] else 1
 
 

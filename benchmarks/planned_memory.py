@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import publish
 
 MIB = 1024 * 1024
 SHAPES: dict[str, dict[str, Any]] = {
@@ -193,19 +194,7 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "kind": "measured",
-        "command": "python -m benchmarks.planned_memory",
-        "commit": commit,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "rows": rows,
-    }
-    text = json.dumps(report, indent=1)
-    if args.output:
-        args.output.write_text(text + "\n")
-    else:
-        print(text)
+    publish("python -m benchmarks.planned_memory", args.output, rows=rows)
     return 0 if all(row["is_within"] and row["is_inside_budget"] for row in rows) else 1
 
 
