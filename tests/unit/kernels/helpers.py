@@ -3,20 +3,37 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
 from ziggurat import kernels
 from ziggurat.kernels import KVLayer
+from ziggurat.kernels.ops import load_native
 from ziggurat.programs.formats import FORMATS, PANEL_WIDTH
 
 BACKENDS = ("native", "torch")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def native_library() -> ModuleType:
+    """The library; skips where there is no compiler to build it with, and fails where there is one."""
+    library = load_native()
+    if library is None and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler here: the native kernels are not built")
+    assert library is not None, (
+        "the native kernels are not built although there is a compiler: run `make env` or `make native`"
+    )
+    return library
+
+
 def backend(name: str, num_threads: int | None = None) -> kernels.KernelOps:
+    if name == "native":
+        native_library()
     return kernels.select(name, num_threads=num_threads)
 
 

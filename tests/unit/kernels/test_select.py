@@ -9,13 +9,22 @@ import threading
 import pytest
 import torch
 
-from tests.unit.kernels.helpers import backend, build_batch, packed, random, reference_attention, relative_error
+from tests.unit.kernels.helpers import (
+    backend,
+    build_batch,
+    native_library,
+    packed,
+    random,
+    reference_attention,
+    relative_error,
+)
 from ziggurat import kernels
 from ziggurat.errors import ConfigError
 from ziggurat.kernels import ops as ops_module
 
 
 def test_auto_is_native_when_it_is_built():
+    native_library()
     assert kernels.select("auto").name == "native"
     description = kernels.describe("auto")
     assert description["backend"] == "native"
@@ -77,8 +86,7 @@ def test_a_forked_child_computes_without_workers():
 
 
 def test_threads_can_be_set():
-    library = ops_module.load_native()
-    assert library is not None
+    library = native_library()
     before = library.num_threads()
     backend("native", num_threads=3)
     assert library.num_threads() == 3
@@ -87,8 +95,7 @@ def test_threads_can_be_set():
 
 @pytest.fixture
 def portable():
-    library = ops_module.load_native()
-    assert library is not None
+    library = native_library()
     before = library.isa()
     assert library.select_isa("portable")
     yield backend("native")
@@ -114,8 +121,7 @@ def test_the_portable_build_computes_the_same(portable):
 
 
 def test_an_unknown_instruction_set_changes_nothing():
-    library = ops_module.load_native()
-    assert library is not None
+    library = native_library()
     before = library.isa()
     assert not library.select_isa("avx9")
     assert library.isa() == before
