@@ -6,11 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import write_checkpoint
 from tests.unit.engine.engine_fakes import FakeEngine
 from ziggurat.engine.async_engine import AsyncEngine
+from ziggurat.engine.config import EngineConfig
+from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import Draining, EngineError, RequestError
 from ziggurat.scheduling.sampling import SamplingParams
@@ -135,5 +139,39 @@ def test_an_idle_engine_does_not_step() -> None:
         assert fake.num_steps == before
         assert (await engine.stats())["steps_total"] == before and (await engine.memory()) == {"open": 0}
         await engine.close()
+
+    asyncio.run(body())
+
+
+def test_a_real_engine_gives_everything_back_after_disconnects(tmp_path: Path) -> None:
+    """Readers that leave at random moments; all others get the text that a lone request gets."""
+
+    async def body() -> None:
+        real = Engine.load(EngineConfig(model=str(write_checkpoint(tmp_path)), memory="48MiB", max_num_seqs=4))
+        ledger, engine, rng = real.resources.ledger, AsyncEngine(real), random.Random(1)
+
+        async def read(number: int, patience: int) -> str:
+            params = SamplingParams(max_tokens=20, seed=number, ignore_eos=True)
+            asked = GenerateRequest(request_id=f"r{number}/{patience}", prompt_ids=[5, 6, 7 + number], params=params)
+            text = ""
+            async with contextlib.aclosing(engine.generate(asked)) as stream:
+                async for each in stream:
+                    text += each.text
+                    patience -= 1
+                    if patience == 0:
+                        return "left"
+            return text
+
+        alone = [await read(number, 1000) for number in range(8)]
+        tasks = [asyncio.create_task(read(number, patience)) for number in range(8) for patience in (999, 1, 7)]
+        for task in rng.sample(tasks, 6):
+            await asyncio.sleep(0.001)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        whole = [(number, text) for number, text in enumerate(results[::3]) if isinstance(text, str)]
+        assert whole and all(text == alone[number] for number, text in whole)
+        assert await engine.drain(10.0)
+        await engine.close()
+        assert ledger.used() == 0
 
     asyncio.run(body())

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -90,9 +91,13 @@ SETTINGS = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2_window", "qwen3_moe", "gemma2"])
+@pytest.fixture(
+    scope="module", params=["llama float32", "qwen2_window float16", "qwen3_moe float32", "gemma2 bfloat16"]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, with_tokenizer=False)
+    """Weights and KV in all three storage types."""
+    name, dtype = request.param.split()
+    return write_checkpoint(tmp_path_factory.mktemp(name), name, dtype=getattr(torch, dtype), with_tokenizer=False)
 
 
 @cache

@@ -19,14 +19,19 @@ TOKENS = torch.randint(2, VOCAB_SIZE, (70,), generator=torch.Generator().manual_
 PREFIXES = (40, 41, 55, 70)
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+# Every architecture in fp32; 16-bit weights are multiplied with fp32 activations, so they are held to the same bound.
+CASES = [*((name, torch.float32) for name in sorted(CONFIGS)), ("llama", torch.bfloat16), ("qwen2", torch.float16)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{str(case[1])[6:]}")
 def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[int, torch.Tensor]]:
     """A checkpoint, and transformers' logits after prefixes of TOKENS (all longer than the sliding windows)."""
-    folder = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, with_tokenizer=False)
+    name, dtype = request.param
+    folder = write_checkpoint(tmp_path_factory.mktemp(name), name, dtype=dtype, with_tokenizer=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    assert type(model).__name__ == CONFIGS[request.param]["architectures"][0]
+    assert type(model).__name__ == CONFIGS[name]["architectures"][0]
     with torch.inference_mode():
         logits = model.eval()(torch.tensor([TOKENS])).logits[0]
     return folder, {length: logits[length - 1] for length in PREFIXES}
