@@ -23,6 +23,7 @@ from ziggurat.server import chat, completions, info
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.errors import error_response, make_error
 from ziggurat.server.metrics import ServerMetrics
+from ziggurat.server.openapi import with_bodies
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Rooms
 from ziggurat.server.state import ServerState
@@ -49,6 +50,7 @@ def create_app(
     app.router.redirect_slashes = False
     for router in (info.make_router(rooms), chat.make_router(rooms), completions.make_router(rooms), *routers):
         app.include_router(router)
+    app.openapi = with_bodies(app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(ZigguratError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -37,6 +37,9 @@ async def parse_body(
     if content_type != "application/json":
         got = content_type or "none"
         raise RequestError(f"the content type must be application/json, got {got}", code="invalid_content_type")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RequestError(f"the body must not be compressed, got content encoding {encoding}", code="invalid_encoding")
     raw = await read_body(request, config)
     try:
         body = msgspec.json.decode(raw)

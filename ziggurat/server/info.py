@@ -47,10 +47,12 @@ def _add_models(router: APIRouter, rooms: Rooms) -> None:
 
 
 def _add_health(router: APIRouter, rooms: Rooms) -> None:
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="Alive, whether or not the model is loaded")
     async def health() -> Response:
         return _json({"status": "ok", "phase": rooms.state.phase})
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", summary="200 when requests are taken; 503 while loading or draining")
     async def ready() -> Response:
         rooms.state.ready_service()
@@ -105,6 +107,7 @@ def _add_page(router: APIRouter) -> None:
             headers["content-security-policy"] = PAGE_POLICY
         response = Response(files[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)
 
+        @router.head(route, include_in_schema=False)
         @router.get(route, include_in_schema=False)
         async def page() -> Response:
             return response

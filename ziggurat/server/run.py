@@ -30,6 +30,7 @@ from fastapi import APIRouter
 from ziggurat.errors import EngineError
 from ziggurat.server.app import create_app
 from ziggurat.server.config import ServerConfig
+from ziggurat.server.http11 import Http11
 from ziggurat.server.listen import address_url, bind_socket
 from ziggurat.server.reporter import report
 from ziggurat.server.service import Service
@@ -137,10 +138,13 @@ class _Run:
             log_config=None,
             access_log=False,
             lifespan="off",
+            http=Http11,
             ws="none",
+            server_header=False,
             timeout_graceful_shutdown=max(1, round(FLUSH_TIMEOUT_S)),
         )
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # Its warnings are about what clients sent, and the clients are told.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         self._server = _Server(settings)
         self._http = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         url = address_url(self._listener)

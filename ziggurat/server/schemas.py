@@ -6,14 +6,27 @@ Ranges of sampling values are `SamplingParams`' business; here only types and sh
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
 
 MAX_ID_LENGTH = 128
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
+
+# Fields whose sent form is wider than the parsed one, as /openapi.json shows them.
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_IDS = {"type": "array", "items": {"type": "integer"}}
+Stop = Annotated[list[str] | None, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})]
+Content = Annotated[
+    str | None,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}),
+]
+Prompts = Annotated[
+    list[str | list[int]],
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}),
+]
 
 
 class Strict(BaseModel):
@@ -42,7 +55,7 @@ class CommonRequest(Strict):
     min_tokens: int | None = None
     n: int | None = None
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: Stop = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -99,7 +112,7 @@ class ChatMessage(Strict):
     """One turn. The nullable fields after ``name`` come back when a client sends an assistant's message as it received it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | None = None
+    content: Content = None
     name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = None
@@ -168,7 +181,7 @@ class ChatRequest(CommonRequest):
 class CompletionRequest(CommonRequest):
     """Body of POST /v1/completions. ``prompt``: text, token ids, or a list of either; always a list of prompts after parsing."""
 
-    prompt: list[str | list[int]]
+    prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
 

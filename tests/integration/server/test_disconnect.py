@@ -119,3 +119,12 @@ def test_the_413_reaches_a_client_that_is_still_sending(server: ServerProcess) -
         connection.sendall(b"x" * 9_000_000)
         answer = connection.recv(4096)
     assert b"413" in answer.split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("raw", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000])
+def test_bytes_that_are_not_http_get_our_body_too(server: ServerProcess, raw: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(raw)
+        head, body = connection.recv(4096).split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "invalid_http"

@@ -113,6 +113,19 @@ def test_content_type_with_charset_passes() -> None:
     assert talk(work).status_code == 200
 
 
+def test_compressed_bodies_are_refused() -> None:
+    async def work(client: httpx.AsyncClient, _: FakeService) -> httpx.Response:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        return await client.post(COMPLETIONS, content=b"{}", headers=headers)
+
+    assert "gzip" in error_of(talk(work), 400)["message"]
+
+
+def test_probes_may_use_head() -> None:
+    assert get("/health", "HEAD").status_code == 200
+    assert get("/ready", "HEAD").status_code == 200
+
+
 def test_body_at_the_cap_and_one_over() -> None:
     config = ServerConfig(max_body_bytes=2048)
     frame = len(b'{"prompt":""}')

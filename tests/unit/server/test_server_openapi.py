@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/openapi.json names every route and every field, and its references lead somewhere."""
+
+from __future__ import annotations
+
+import re
+
+from tests.server_client import CHAT, COMPLETIONS, get
+from ziggurat.server.schemas import ChatRequest, CompletionRequest
+
+
+def test_the_document() -> None:
+    response = get("/openapi.json")
+    document = response.json()
+    routes = {
+        CHAT,
+        COMPLETIONS,
+        "/v1/models",
+        "/v1/models/{name}",
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/memory",
+    }
+    assert set(document["paths"]) == routes
+    schemas = document["components"]["schemas"]
+    for path, model in ((CHAT, ChatRequest), (COMPLETIONS, CompletionRequest)):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{model.__name__}"}
+        assert set(schemas[model.__name__]["properties"]) == set(model.model_fields)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', response.text))
+    assert references <= set(schemas)
+    assert {"type": "string"} in schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/openapi.json with the request bodies, which FastAPI does not see because we read and check them ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from ziggurat.server.schemas import ChatRequest, CompletionRequest
+
+BODIES: Mapping[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+}
+
+
+def with_bodies(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """FastAPI's ``openapi`` method, completed."""
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        for path, model in BODIES.items():
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            components.update(schema.pop("$defs", {}))
+            components[model.__name__] = schema
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+            document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        return document
+
+    return openapi
