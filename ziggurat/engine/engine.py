@@ -192,19 +192,27 @@ class Engine:
         """End everything and give all memory back; audited. Open requests get no further output."""
         if not self._is_open:
             return
-        for continuation in list(self._continuations.values()):
-            self.core.abort(continuation.request.request_id)
+        self._is_open = False
+        # From the last line to the first, each even if one before it failed: what a crash left behind must not keep memory.
+        with ExitStack() as parts:
+            parts.callback(self.resources.close)
+            parts.callback(self._drop_tensors)
+            parts.callback(self.store.close)
+            parts.callback(self.store.audit)
+            parts.callback(self.drift.release)
+            parts.callback(self._end_all)
+
+    def _end_all(self) -> None:
+        for request_id in {each.request.request_id for each in self._continuations.values()}:
+            self.core.abort(request_id)
         self._continuations.clear()
         self._pending.clear()
-        self._is_open = False
-        self.drift.release()
-        self.store.audit()
-        self.store.close()
-        assert not self.resources.kv_lease.children, f"KV leases are left: {list(self.resources.kv_lease.children)}"
-        # Tensors over the arenas go before the arenas do.
+
+    def _drop_tensors(self) -> None:
+        """Tensors over the arenas go before the arenas do."""
         del self.executor, self.core
         gc.collect()
-        self.resources.close()
+        assert not self.resources.kv_lease.children, f"KV leases are left: {list(self.resources.kv_lease.children)}"
 
     def __enter__(self) -> Engine:
         return self

@@ -24,13 +24,24 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _MASK_64 = (1 << 64) - 1
+_PHILOX_M0, _PHILOX_M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+_PHILOX_W0, _PHILOX_W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments (53 bits of Philox 4x64-10 under the key (seed, position))."""
-    key = np.array([seed & _MASK_64, position & _MASK_64], dtype=np.uint64)
-    bits = int(np.random.Philox(key=key).random_raw())
-    return (bits >> 11) * 2.0**-53
+    """A number in [0, 1) that depends on nothing but its arguments: 53 bits of Philox 4x64-10 under the key (seed, position).
+
+    Bit-equal to ``np.random.Philox(key=[seed, position]).random_raw()``, without the 30 microseconds of making that object.
+    Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
+    """
+    k0, k1 = seed & _MASK_64, position & _MASK_64
+    c0, c1, c2, c3 = 1, 0, 0, 0
+    for _ in range(10):
+        product0, product1 = _PHILOX_M0 * c0, _PHILOX_M1 * c2
+        c0, c1 = (product1 >> 64) ^ c1 ^ k0, product1 & _MASK_64
+        c2, c3 = (product0 >> 64) ^ c3 ^ k1, product0 & _MASK_64
+        k0, k1 = (k0 + _PHILOX_W0) & _MASK_64, (k1 + _PHILOX_W1) & _MASK_64
+    return (c0 >> 11) * 2.0**-53
 
 
 class Sampler:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.checkpoints import write_checkpoint
 from ziggurat import LLM, SamplingParams
-from ziggurat.errors import ConfigError, RequestError
+from ziggurat.errors import ConfigError, EngineError, RequestError
+from ziggurat.scheduling.protocol import Batch, Executor, StepResult
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -70,3 +71,34 @@ def test_a_wrong_request_leaves_nothing_running(llm: LLM) -> None:
 def test_unknown_settings_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no setting 'max_num_seq', did you mean 'max_num_seqs'"):
         LLM("embedded", max_num_seq=3)
+
+
+class Interrupts:
+    """Stands before an executor and is interrupted, or fails, in its third step."""
+
+    def __init__(self, executor: Executor, error: BaseException) -> None:
+        self._executor, self._error, self._count = executor, error, 0
+
+    def run(self, batch: Batch) -> StepResult:
+        self._count += 1
+        if self._count == 3:
+            raise self._error
+        return self._executor.run(batch)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (MemoryError("no more"), EngineError)]
+)
+def test_after_an_interrupt_the_engine_is_as_new(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException]
+) -> None:
+    prompts = [[9, 8, 7, 6], list(range(100, 140))]
+    expected = [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.core, "executor", Interrupts(llm.engine.executor, error))
+        with pytest.raises(raised):
+            llm.generate(prompts, GREEDY)
+    assert not llm.engine.has_work
+    assert all(stats.used == 0 for stats in llm.engine.store.stats())
+    llm.engine.store.audit()
+    assert [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)] == expected

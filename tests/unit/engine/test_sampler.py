@@ -143,6 +143,12 @@ def test_positions_of_one_seed_are_independent() -> None:
     assert uniform(11, 5) == points[5] and uniform(-1, 5) != uniform(1, 5)
 
 
+@given(seed=st.integers(-(2**63), 2**64 - 1), position=st.integers(0, 2**40))
+def test_the_generator_is_numpys_philox(seed: int, position: int) -> None:
+    key = np.array([seed % 2**64, position], dtype=np.uint64)
+    assert uniform(seed, position) == (int(np.random.Philox(key=key).random_raw()) >> 11) * 2.0**-53
+
+
 def test_a_draw_depends_on_seed_and_position_only() -> None:
     row = np.random.default_rng(2).normal(0, 1, VOCAB).astype(np.float32)
     params, sampler = SamplingParams(), Sampler(VOCAB)
