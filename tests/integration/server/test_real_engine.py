@@ -175,9 +175,14 @@ def test_clients_vanish_at_every_moment(server: ServerProcess) -> None:
                 while part is body and seen.count(b"data: ") < num_chunks:
                     seen += connection.recv(4096)
     whole = body.replace(b'"stream": true', b'"stream": false')
+    assert_nothing_held(server)
+    before = server.get("/memory").json()["requests"]["prompt_tokens"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head.replace(str(len(body)), str(len(whole))).encode() + whole)
-        server.wait_for(lambda memory: memory["requests"]["num_open"] >= 1)
+        # On a busy machine the answer may be complete before anybody has looked: then it was counted.
+        server.wait_for(
+            lambda memory: memory["requests"]["num_open"] >= 1 or memory["requests"]["prompt_tokens"] > before
+        )
     assert_nothing_held(server)
 
 
@@ -224,7 +229,7 @@ def test_sigterm_lets_running_requests_finish(server: ServerProcess) -> None:
         target=lambda: results.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=120))
     )
     work.start()
-    server.wait_for(lambda memory: memory["requests"]["num_open"] == 1)
+    server.wait_for(lambda memory: memory["requests"]["num_open"] == 1 or not work.is_alive())
     server.signal(signal.SIGTERM)
     assert server.wait() == 0, server.output
     work.join()
