@@ -63,7 +63,8 @@ class EngineConfig:
     max_num_seqs: int | None = option(None, "sequences per step (default 32, or what fits)", group="scheduling")
     max_num_batched_tokens: int | None = option(None, "tokens per step (default 256, or what fits)", group="scheduling")
     max_queued_requests: int = option(256, "requests that may wait; one more gets 429", group="scheduling")
-    planner: str = option("sarathi", "batch planner", group="scheduling")
+    planner: str = option("sarathi", "batch planner: who shares a step", group="scheduling")
+    scheduling_policy: str = option("fcfs", "order of the queue; priority: lower first", group="scheduling")
     kernels: str = option(
         "auto",
         "compute kernels; auto takes native ones if they were built",

@@ -31,6 +31,7 @@ from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.scheduling.core import EngineCore
+from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
 from ziggurat.scheduling.planners import resolve as resolve_planner
 from ziggurat.scheduling.protocol import SampledToken, TokenBudget
@@ -348,6 +349,7 @@ def _make_core(
         max_queued_requests=config.max_queued_requests,
         eos_ids=model.eos_ids,
         seed=config.seed,
+        order=ORDERS.get(config.scheduling_policy),
     )
 
 

@@ -14,6 +14,7 @@ from ziggurat.errors import ConfigError, EngineError, QueueFull, RequestError
 from ziggurat.memory.kv import CopyOp, KVStore, OutOfBlocks
 from ziggurat.scheduling.admission import output_limit
 from ziggurat.scheduling.decisions import DecisionLog
+from ziggurat.scheduling.order import QueueOrder, fcfs
 from ziggurat.scheduling.outputs import Counters, Finished, NewToken, StepOutput
 from ziggurat.scheduling.probe import StoreProbe, WaitingViews
 from ziggurat.scheduling.protocol import (
@@ -44,6 +45,7 @@ class EngineCore:
         eos_ids: tokens that end a text unless the request ignores them.
         seed: base of the seeds of requests that bring none.
         log: where decisions are filed, if wanted.
+        order: who is served first and gives way last (`ziggurat.scheduling.order`).
 
     Raises:
         ConfigError: the token budget cannot hold a decode of every sequence and one prompt token.
@@ -62,6 +64,7 @@ class EngineCore:
         eos_ids: Iterable[int] = (),
         seed: int = 0,
         log: DecisionLog | None = None,
+        order: QueueOrder = fcfs,
     ) -> None:
         if budget.max_num_seqs < 1 or budget.max_num_batched_tokens < budget.max_num_seqs + 1:
             raise ConfigError(
@@ -78,7 +81,7 @@ class EngineCore:
         self._eos_ids = frozenset(eos_ids)
         self._sorted_eos_ids = tuple(sorted(self._eos_ids))
         self._seed = seed
-        self._roster = Roster(store, self.counters)
+        self._roster = Roster(store, self.counters, order)
         self._probe = StoreProbe(store, self._roster.waiting)
         self._ended_outside: list[Finished] = []
 
@@ -230,7 +233,7 @@ class EngineCore:
 
     def _decide(self, now_s: float) -> BatchPlan:
         state = EngineState(
-            running=[seq.view() for seq in self._roster.running],
+            running=[seq.view() for seq in self._roster.by_rank()],
             waiting=WaitingViews(self._roster.waiting),
             kv=self._probe,
             now_s=now_s,

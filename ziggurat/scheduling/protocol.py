@@ -27,6 +27,7 @@ class SequenceView:
         arrival_s: time of arrival by the driver's clock.
         num_slots: sequence slots that it takes while it runs: 1, or more for a prompt with n > 1 whose forks are still to come
             (at most ``TokenBudget.max_num_seqs``; forks beyond that are born waiting).
+        max_tokens: the most it may generate; for planners that reserve space to the end.
     """
 
     seq_id: str
@@ -37,6 +38,7 @@ class SequenceView:
     arrival: int
     arrival_s: float
     num_slots: int = 1
+    max_tokens: int = 1
 
     @property
     def num_uncomputed(self) -> int:
@@ -86,7 +88,9 @@ class TokenBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """A planner's whole world. ``running`` is in order of admission (forks stand behind their sibling), ``waiting`` in queue order.
+    """A planner's whole world. Both lists are in the order of the scheduling policy; under ``fcfs`` that is the order of arrival.
+
+    A planner that needs space takes it from the end of ``running`` and admits from the front of ``waiting``.
 
     ``waiting`` makes its views on the way: walk it from the front and stop early. Valid during one ``plan`` call.
     """

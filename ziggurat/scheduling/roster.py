@@ -12,6 +12,7 @@ from math import ceil
 from typing import Any
 
 from ziggurat.memory.kv import DROPPED, KVStore
+from ziggurat.scheduling.order import QueueOrder, fcfs
 from ziggurat.scheduling.outputs import Admission, Counters, Finished
 from ziggurat.scheduling.sequence import FinishReason, SequenceState, SequenceStatus
 
@@ -24,18 +25,19 @@ class Roster:
 
     Attributes:
         running: in order of admission, forks behind their sibling.
-        waiting: the queue, head first; preempted sequences stand before new ones.
+        waiting: the queue, head first, in the order of the scheduling policy.
         num_queued: requests that were never admitted.
         now_s: the latest time that the core was told.
     """
 
-    def __init__(self, store: KVStore, counters: Counters) -> None:
+    def __init__(self, store: KVStore, counters: Counters, order: QueueOrder = fcfs) -> None:
         self.running: list[SequenceState] = []
         self.waiting: OrderedDict[str, SequenceState] = OrderedDict()
         self.num_queued = 0
         self.now_s = 0.0
         self._store = store
         self._counters = counters
+        self._order = order
         self._requests: dict[str, dict[str, SequenceState]] = {}
         self._request_ends_s: deque[float] = deque(maxlen=_RATE_WINDOW)
 
@@ -56,8 +58,7 @@ class Roster:
         """A new request: its first continuation waits, the others wait for it."""
         first = family[0]
         first.children = list(family[1:])
-        first.status = SequenceStatus.WAITING
-        self.waiting[first.seq_id] = first
+        self._enqueue(first)
         self.num_queued += 1
         self._requests[first.request_id] = {seq.seq_id: seq for seq in family}
         self._counters.requests += 1
@@ -86,13 +87,13 @@ class Roster:
         )
 
     def preempt(self, seq: SequenceState) -> None:
-        """Take a running sequence's space; it stands at the head of the queue, keeps its tokens and will compute them again."""
+        """Take a running sequence's space; it goes back to its place in the queue, keeps its tokens and will compute them again."""
         self.running.remove(seq)
         self._store.release(seq.seq_id)
         seq.num_computed = 0
         seq.num_preemptions += 1
         self._counters.preemptions += 1
-        self._put_first(seq)
+        self._enqueue(seq)
 
     def fork(self, parent: SequenceState, children: Sequence[SequenceState], max_num_seqs: int) -> None:
         """The prompt is finished: its other continuations become sequences of their own.
@@ -106,7 +107,7 @@ class Roster:
             child.num_cached = parent.num_cached
             child.was_admitted = True
         for child in reversed(children[room:]):
-            self._put_first(child)
+            self._enqueue(child)
         for child in children[:room]:
             self._store.fork(parent.seq_id, child.seq_id)
             child.num_computed = child.high_water = parent.num_computed
@@ -199,10 +200,22 @@ class Roster:
             "own_bytes": sum(count * size for count, size in zip(own, block_bytes, strict=True)),
         }
 
-    def _put_first(self, seq: SequenceState) -> None:
+    def by_rank(self) -> list[SequenceState]:
+        """The running sequences in the order of the scheduling policy: the last one is the first to give way."""
+        return sorted(self.running, key=self._order)
+
+    def _enqueue(self, seq: SequenceState) -> None:
+        """To its place in the queue: the end or the head in nearly all cases."""
         self._move(seq, SequenceStatus.WAITING)
-        self.waiting[seq.seq_id] = seq
-        self.waiting.move_to_end(seq.seq_id, last=False)
+        waiting, rank = self.waiting, self._order(seq)
+        is_last = not waiting or self._order(waiting[next(reversed(waiting))]) < rank
+        is_first = bool(waiting) and rank < self._order(waiting[next(iter(waiting))])
+        later = [] if is_last or is_first else [name for name in waiting if self._order(waiting[name]) > rank]
+        waiting[seq.seq_id] = seq
+        if is_first:
+            waiting.move_to_end(seq.seq_id, last=False)
+        for name in later:
+            waiting.move_to_end(name)
 
     def _move(self, seq: SequenceState, status: SequenceStatus) -> None:
         seq.status = status

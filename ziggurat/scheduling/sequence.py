@@ -146,4 +146,5 @@ class SequenceState:
             arrival=self.arrival,
             arrival_s=self.arrival_s,
             num_slots=self.num_slots,
+            max_tokens=self.max_tokens,
         )

@@ -177,7 +177,8 @@ def test_two_thousand_random_operations(planner: str, make_store: Callable[[], K
     model.drain()
     counters = model.core.counters
     assert set(counters.finished) == {"stop", "length", "abort", "error"}
-    assert min(counters.preemptions, counters.recomputed_tokens, counters.prefix_hit_tokens, model.num_refused) > 20
+    assert min(counters.recomputed_tokens, counters.prefix_hit_tokens, model.num_refused) > 20
+    assert counters.preemptions > 5, "planners that reserve preempt only for forks and blocks that were taken away"
 
 
 class CoreMachine(RuleBasedStateMachine):

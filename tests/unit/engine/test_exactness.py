@@ -18,6 +18,7 @@ from tests.checkpoints import write_checkpoint
 from tests.unit.engine.settings import FASTEST, Setting, load
 from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
+from ziggurat.scheduling.planners import PLANNERS
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
 
@@ -84,7 +85,7 @@ SETTINGS = st.builds(
     block_size=st.sampled_from([4, 16]),
     spare_blocks=st.sampled_from([0, 1, 3, 100]),
     has_prefix_cache=st.booleans(),
-    planner=st.sampled_from(["sarathi", "prefill-priority"]),
+    planner=st.sampled_from(PLANNERS.names()),
     order=st.permutations(range(5)).map(tuple),
     gaps=st.tuples(*[st.integers(0, 4)] * 5),
     is_repeated=st.booleans(),
@@ -112,10 +113,14 @@ TIGHT = Setting(spare_blocks=0, block_size=4, max_num_seqs=5, max_num_batched_to
 REUSING = Setting(spare_blocks=2, has_prefix_cache=True, is_repeated=True, threads=2, max_num_seqs=5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(setting=SETTINGS)
 @example(setting=TIGHT)
 @example(setting=REUSING)
+@example(setting=replace(TIGHT, planner="request-level"))
+@example(setting=replace(TIGHT, planner="orca"))
+@example(setting=replace(TIGHT, planner="splitfuse"))
+@example(setting=replace(REUSING, planner="splitfuse", max_num_batched_tokens=16))
 def test_nothing_around_a_request_changes_it(folder: Path, setting: Setting) -> None:
     answers = run(folder, replace(setting, backend=FASTEST))
     assert answers == reference(folder, FASTEST)

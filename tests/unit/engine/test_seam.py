@@ -15,6 +15,7 @@ from ziggurat.kernels.ops import load_native
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.programs.plan import Limits
 from ziggurat.scheduling.null import NullExecutor
+from ziggurat.scheduling.planners import PLANNERS
 from ziggurat.scheduling.protocol import Executor, TokenBudget
 from ziggurat.simulation.executor import SimulatedExecutor, linear_cost
 
@@ -59,7 +60,7 @@ def replay(rig: Rig, executor: Executor, planner: str, seed: int) -> seam.Replay
     )
 
 
-@pytest.mark.parametrize("planner", ["sarathi", "prefill-priority"])
+@pytest.mark.parametrize("planner", PLANNERS.names())
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_same_decisions(rig: Rig, planner: str, seed: int) -> None:
     real = replay(rig, rig.executor, planner, seed)

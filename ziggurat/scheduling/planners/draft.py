@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ziggurat.scheduling.protocol import BatchPlan, Chunk, EngineState, SequenceView, TokenBudget
 from ziggurat.units import ceil_div
@@ -81,6 +82,45 @@ class Draft:
                 self._take(seq, 1, price)
             elif len(self.running) > 1:
                 self.preempt_last()
+
+    def go_on(self) -> None:
+        """The first running prompt that is not finished gets as long a chunk as fits."""
+        for seq in self.running:
+            if seq.num_uncomputed > 1:
+                price = partial(self.kv.needed_blocks, seq.seq_id)
+                length = self.longest(price, min(seq.num_uncomputed, self.tokens_left))
+                if length > 0:
+                    self.run(seq, length)
+                    return
+
+    def make_room(self) -> None:
+        """Only unfinished prompts are running and none fits: preempt from the end until the first one does."""
+        while len(self.running) > 1 and not self.chunks:
+            self.preempt_last()
+            self.go_on()
+
+    def admit_whole(self, waiting: Sequence[SequenceView], *, may_admit: Callable[[SequenceView], bool]) -> None:
+        """Admit whole prompts from the head of the queue while tokens and slots last and ``may_admit`` says that there is space.
+
+        With nothing running the head gets in with as long a chunk as fits: alone it can always go on. A prompt longer than the step
+        is cut, which only happens when it is the first of the step. The first that is not admitted stops it.
+        """
+        num_before = len(self.admits)
+        for seq in waiting:
+            uncached = seq.num_tokens - self.kv.cached_tokens(seq.seq_id)
+            is_second = len(self.admits) > num_before
+            if seq.num_slots > self.slots_left or self.tokens_left < (uncached if is_second else 1):
+                return
+            is_alone = not self.running and not self.admits
+            if not may_admit(seq) and not is_alone:
+                return
+            price = partial(self.kv.needed_to_admit, seq.seq_id)
+            length = self.longest(price, min(uncached, self.tokens_left))
+            if length == 0:
+                return
+            self.admit(seq, length)
+            if length < uncached:
+                return
 
     def whole(self, seq: SequenceView, uncomputed: int, price: Callable[[int], Blocks]) -> Blocks:
         """Blocks that finishing all of ``uncomputed`` tokens takes, chunk by chunk: windows never hold more than their peak.

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from ziggurat.scheduling.planners.draft import Draft
+from ziggurat.scheduling.planners.draft import Blocks, Draft
 from ziggurat.scheduling.planners.registry import PLANNERS
-from ziggurat.scheduling.protocol import BatchPlan, EngineState, TokenBudget
+from ziggurat.scheduling.protocol import BatchPlan, EngineState, SequenceView, TokenBudget
 
 WATERMARK_RATIO = 0.01
 
@@ -29,45 +29,17 @@ class PrefillPriority:
     def plan(self, state: EngineState, budget: TokenBudget) -> BatchPlan:
         """Decide the next step."""
         draft = Draft(state, budget)
-        self._go_on(draft)
+        draft.go_on()
         if not draft.chunks:
-            self._admit(draft, state)
+            watermark = draft.watermark(WATERMARK_RATIO)
+            draft.admit_whole(state.waiting, may_admit=lambda seq: self._has_space(draft, seq, watermark))
         if not draft.chunks:
             draft.run_decodes()
         if not draft.chunks:
-            self._make_room(draft)
+            draft.make_room()
         return draft.plan()
 
-    def _go_on(self, draft: Draft) -> None:
-        for seq in draft.running:
-            if seq.num_uncomputed > 1:
-                price = partial(draft.kv.needed_blocks, seq.seq_id)
-                length = draft.longest(price, min(seq.num_uncomputed, draft.tokens_left))
-                if length > 0:
-                    draft.run(seq, length)
-                    return
-
-    def _admit(self, draft: Draft, state: EngineState) -> None:
-        watermark = draft.watermark(WATERMARK_RATIO)
-        for seq in state.waiting:
-            if seq.num_slots > draft.slots_left or draft.tokens_left == 0:
-                return
-            uncached = seq.num_tokens - draft.kv.cached_tokens(seq.seq_id)
-            if draft.chunks and uncached > draft.tokens_left:
-                return
-            price = partial(draft.kv.needed_to_admit, seq.seq_id)
-            is_alone = not draft.running and not draft.admits
-            if not is_alone and not draft.fits(draft.whole(seq, uncached, price), keep=watermark):
-                return
-            length = draft.longest(price, min(uncached, draft.tokens_left))
-            if length == 0:
-                return
-            draft.admit(seq, length)
-            if length < uncached:
-                return
-
-    def _make_room(self, draft: Draft) -> None:
-        """Only unfinished prompts are running and none fits: preempt from the end until the first one does."""
-        while len(draft.running) > 1 and not draft.chunks:
-            draft.preempt_last()
-            self._go_on(draft)
+    def _has_space(self, draft: Draft, seq: SequenceView, watermark: Blocks) -> bool:
+        uncached = seq.num_tokens - draft.kv.cached_tokens(seq.seq_id)
+        price = partial(draft.kv.needed_to_admit, seq.seq_id)
+        return draft.fits(draft.whole(seq, uncached, price), keep=watermark)
