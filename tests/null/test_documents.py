@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ziggurat import errors
+from ziggurat.cli.main import VERBS, load
 from ziggurat.server.errors import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,27 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = [target for target in _LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+_COMMAND = re.compile(r"(?<!from )\bziggurat ([a-z]+)\b((?: +(?:--?[\w=-]+|[^\s`#-][^\s`#]*))*)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_documents_exist(page: Path) -> None:
+    """Verbs and flags of every `ziggurat ..` in code, inline or fenced."""
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
+    wrong = []
+    for verb, rest in _COMMAND.findall("\n".join(fenced or inline for fenced, inline in code)):
+        known = load(verb).parser().flag_names() if verb in VERBS else []
+        wrong += [] if verb in VERBS else [verb]
+        wrong += [f"{verb} {flag}" for flag in re.findall(r"--[a-z][\w-]*", rest) if flag not in known]
+    assert not wrong
+
+
+def test_the_walk_finds_commands() -> None:
+    found = _COMMAND.findall("ziggurat serve org/name --memory 1GiB --port=0 # a comment --no\nziggurat plan")
+    assert found == [("serve", " org/name --memory 1GiB --port=0"), ("plan", "")]
 
 
 def test_the_glossary_is_sorted_and_has_each_word_once() -> None:

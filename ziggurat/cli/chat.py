@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.interrupt import raise_interrupts
 from ziggurat.cli.model_argument import add_model, given_model
+from ziggurat.cli.output import write_piece
 from ziggurat.cli.talk import Message, Talker, add_talk_flags, open_talker, sampling_of
 from ziggurat.engine.config import option
 from ziggurat.errors import RequestError
@@ -109,8 +110,7 @@ class Conversation:
             with contextlib.closing(self._talker.chat(self.messages, self._sampling)) as pieces:
                 for piece in pieces:
                     answer.append(piece.text)
-                    self._out.write(piece.text)
-                    self._out.flush()
+                    write_piece(piece.text, self._out)
         except KeyboardInterrupt:
             self._out.write(" [interrupted]")
         except RequestError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ziggurat.cli.flags import Parser, UsageError
 from ziggurat.cli.model_argument import add_model_flag
-from ziggurat.cli.output import add_output_flags, emit
+from ziggurat.cli.output import add_output_flags, emit, write_piece
 from ziggurat.cli.talk import Piece, add_talk_flags, open_talker, sampling_of
 
 
@@ -65,7 +65,7 @@ def _model_and_prompt(namespace: argparse.Namespace) -> tuple[str | None, str]:
 
 def _print_as_it_comes(pieces: Iterator[Piece]) -> None:
     for piece in pieces:
-        print(piece.text, end="", flush=True)
+        write_piece(piece.text, sys.stdout)
     print()
 
 

@@ -9,11 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ziggurat.cli.flags import Parser, add_flags, flags_of
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
+
+# C0 controls have pictures from U+2400 on; C1 controls, some of which terminals obey too, and DEL become the replacement character.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(127, 160), 0xFFFD
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,13 @@ def emit(namespace: argparse.Namespace, data: Any, text: Callable[[], str]) -> N
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path}", file=sys.stderr)
+
+
+def write_piece(text: str, out: TextIO) -> None:
+    """Write generated text at once. On a terminal control characters other than newline and tab are shown as symbols, so that a model
+    cannot send escape sequences to it; files and pipes get the text as it is."""
+    out.write(text.translate(_VISIBLE) if out.isatty() else text)
+    out.flush()
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 
 from ziggurat.cli.memory_table import memory_table
-from ziggurat.cli.output import table
+from ziggurat.cli.output import table, write_piece
 from ziggurat.cli.progress import ProgressLine
 from ziggurat.units import MIB
 
@@ -49,3 +49,12 @@ def test_progress_is_for_terminals_and_ends_with_an_empty_line() -> None:
         line("weights", 4 * MIB, 4 * MIB)
     assert quiet.getvalue() == ""
     assert terminal.getvalue() == "\r\x1b[K  0% of 4.00 MiB  weights\r\x1b[K"
+
+
+def test_a_model_cannot_command_the_terminal() -> None:
+    text = "a\x1b[2Jb\x9b\x7f\n\tü漢"
+    pipe, terminal = io.StringIO(), Terminal()
+    write_piece(text, pipe)
+    write_piece(text, terminal)
+    assert pipe.getvalue() == text
+    assert terminal.getvalue() == "a\u241b[2Jb\ufffd\ufffd\n\tü漢"
