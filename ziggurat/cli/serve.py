@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ziggurat.cli.engine_flags import engine_flags
@@ -39,9 +39,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _load(config: EngineConfig) -> Any:
-    """Load the engine and print who owns which bytes; runs while /health already answers."""
+    """Load the engine and print what computes and who owns which bytes; runs while /health already answers."""
+    from ziggurat import kernels
     from ziggurat.engine.engine import Engine
 
     engine = Engine.load(config, progress=ProgressLine())
+    print(kernels_line(kernels.describe(config.kernels)))
     print(memory_table(engine.memory()), flush=True)
     return engine
+
+
+def kernels_line(facts: Mapping[str, str | int]) -> str:
+    """Which kernels run, and why slower ones do. ``facts`` are `ziggurat.kernels.describe`'s."""
+    kind = facts["backend"] if facts["backend"] == facts["isa"] else f"{facts['backend']} ({facts['isa']})"
+    return f"kernels: {kind}{'; ' if facts['note'] else ''}{facts['note']}"

@@ -8,6 +8,7 @@ import io
 from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.output import table, write_piece
 from ziggurat.cli.progress import ProgressLine
+from ziggurat.cli.serve import kernels_line
 from ziggurat.units import MIB
 
 
@@ -29,6 +30,13 @@ def test_the_budget_is_the_sum_and_the_baseline_stands_outside() -> None:
         "budget    64.0 MiB  all of the above: what the process may add over its baseline",
         "baseline   300 MiB  somebody",
     ]
+
+
+def test_slower_kernels_are_said_aloud() -> None:
+    native = {"backend": "native", "isa": "avx2", "threads": 2, "note": ""}
+    assert kernels_line(native) == "kernels: native (avx2)"
+    twins = {"backend": "torch", "isa": "torch", "threads": 2, "note": "slower: because"}
+    assert kernels_line(twins) == "kernels: torch; slower: because"
 
 
 def test_columns() -> None:
