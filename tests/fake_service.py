@@ -227,6 +227,7 @@ class FakeService:
             "used_blocks": num_used,
             "cached_blocks": num_cached,
             "free_blocks": num_blocks - num_used - num_cached,
+            "wasted_bytes": num_used * block_bytes - sum(self.running.values()) * KV_BYTES_PER_TOKEN,
         }
         return {
             "now_s": time.monotonic(),

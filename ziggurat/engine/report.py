@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.memory.ledger import RAM
+from ziggurat.memory.waste import wasted_slots
 
 if TYPE_CHECKING:
     from ziggurat.engine.engine import Engine
@@ -53,6 +54,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
 def _kv_groups(engine: Engine) -> list[dict[str, Any]]:
     plan = engine.fit.plan
     rows = []
+    wasted = wasted_slots(engine.store)
     for group, stats, pool in zip(plan.program.kv_groups(), engine.store.stats(), engine.resources.pools, strict=True):
         rows.append(
             {
@@ -65,6 +67,7 @@ def _kv_groups(engine: Engine) -> list[dict[str, Any]]:
                 "free_blocks": stats.free,
                 "cached_blocks": stats.cached,
                 "used_blocks": stats.used,
+                "wasted_bytes": wasted[group.index] * plan.kv_bytes_per_token(group),
                 "resident_bytes": pool.resident_bytes(),
             }
         )
@@ -86,8 +89,22 @@ def _prefix_cache(engine: Engine) -> dict[str, Any]:
     }
 
 
+def _waste_ratio(engine: Engine) -> float:
+    plan, held_bytes, wasted_bytes = engine.fit.plan, 0, 0
+    for group, stats, slots in zip(
+        plan.program.kv_groups(), engine.store.stats(), wasted_slots(engine.store), strict=True
+    ):
+        held_bytes += stats.used * plan.block_bytes(group)
+        wasted_bytes += slots * plan.kv_bytes_per_token(group)
+    return wasted_bytes / held_bytes if held_bytes else 0.0
+
+
 def stats_report(engine: Engine) -> dict[str, float]:
-    """Counters (``*_total``) and gauges, flat."""
+    """Counters (``*_total``) and gauges, flat.
+
+    ``kv_waste_ratio`` is 1 - useful / held bytes over all KV groups: held are the blocks of open sequences, useful are the entries in
+    them that some sequence's next token will read (`memory.waste`). 0 when nothing is held.
+    """
     counters = engine.core.counters.as_dict()
     finished = counters.pop("finished")
     stats: dict[str, float] = {f"{name}_total": float(value) for name, value in counters.items()}
@@ -104,6 +121,7 @@ def stats_report(engine: Engine) -> dict[str, float]:
     stats["kv_total_bytes"] = float(sum(each.total * size for each, size in blocks))
     stats["kv_used_bytes"] = float(sum(each.used * size for each, size in blocks))
     stats["kv_cached_bytes"] = float(sum(each.cached * size for each, size in blocks))
+    stats["kv_waste_ratio"] = _waste_ratio(engine)
     stats["ledger_bytes"] = float(engine.resources.ledger.used(RAM))
     stats["drift_bytes"] = float(engine.drift.drift_bytes)
     return stats

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ziggurat.programs.program import Program
 from ziggurat.registry import nearest
 
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -132,6 +134,7 @@ def match_program(program: Program, tensors: Mapping[str, TensorEntry]) -> dict[
         ModelError: a tensor is missing, unexpected, or of another shape.
     """
     needed = {name: spec for name, spec in program.weights.items() if spec.tied_to is None}
+    _check_experts(set(needed), set(tensors))
     missing = [name for name in needed if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -155,6 +158,16 @@ def match_program(program: Program, tensors: Mapping[str, TensorEntry]) -> dict[
             f"config.json contradicts the weights"
         )
     return {name: tensors[name] for name in needed}
+
+
+def _check_experts(needed: set[str], tensors: set[str]) -> None:
+    """One message for a wrong number of experts, instead of one of the many tensors that follow from it."""
+    asked, stored = ({int(number) for name in names for number in _EXPERT.findall(name)} for names in (needed, tensors))
+    if asked and stored and len(asked) != len(stored):
+        raise ModelError(
+            f"config.json says {len(asked)} experts per layer, the checkpoint has {len(stored)}: num_local_experts (or "
+            f"num_experts) contradicts the tensors; set it to {len(stored)}, or take the config.json that came with the weights"
+        )
 
 
 def storage_format(tensors: Mapping[str, TensorEntry]) -> FormatSpec:

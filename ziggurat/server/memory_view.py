@@ -16,11 +16,13 @@ class MemoryView:
     Attributes:
         bytes_by_kind: (kind, tier) -> bytes of top-level leases.
         budget_by_tier: tier -> limit in bytes.
+        kv_waste_ratio: of the bytes in KV blocks that requests hold, the share that nobody will read; 0 when none are held.
     """
 
     bytes_by_kind: Mapping[tuple[str, str], int]
     budget_by_tier: Mapping[str, int]
     pss_bytes: int
+    kv_waste_ratio: float
 
 
 def memory_view(memory: Mapping[str, Any]) -> MemoryView:
@@ -29,7 +31,14 @@ def memory_view(memory: Mapping[str, Any]) -> MemoryView:
     for row in memory["ledger"]:
         if row["depth"] == 0:
             held[row["kind"], row["tier"]] += row["num_bytes"]
-    return MemoryView(bytes_by_kind=held, budget_by_tier=memory["limits"], pss_bytes=memory["process"]["pss_bytes"])
+    used_bytes = kv_bytes(memory)["used_bytes"]
+    wasted_bytes = sum(group["wasted_bytes"] for group in memory["kv"])
+    return MemoryView(
+        bytes_by_kind=held,
+        budget_by_tier=memory["limits"],
+        pss_bytes=memory["process"]["pss_bytes"],
+        kv_waste_ratio=wasted_bytes / used_bytes if used_bytes else 0.0,
+    )
 
 
 def kv_bytes(memory: Mapping[str, Any]) -> dict[str, int]:

@@ -216,6 +216,9 @@ def _memory_metrics(view: MemoryView) -> Iterable[Metric]:
     pss = GaugeMetricFamily(PREFIX + "pss_bytes", "Proportional set size of the process.")
     pss.add_metric((), view.pss_bytes)
     yield pss
+    waste = GaugeMetricFamily(PREFIX + "kv_waste_ratio", "Share of held KV bytes that nobody will read, 0 to 1.")
+    waste.add_metric((), view.kv_waste_ratio)
+    yield waste
 
 
 def _gauge(name: str, text: str, labels: tuple[str, str], value: float) -> GaugeMetricFamily:

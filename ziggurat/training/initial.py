@@ -36,7 +36,7 @@ def random_weights(program: Program, seed: int) -> dict[str, Tensor]:
         if spec.role == "vector":
             weights[name] = torch.zeros(spec.shape) if name.endswith("bias") else torch.ones(spec.shape)
             continue
-        writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        writes_residual = name.endswith(("o_proj.weight", "down_proj.weight", ".w2.weight"))
         std = _NOISE_STD * (depth_scale if writes_residual else 1.0)
         weights[name] = torch.randn(spec.shape, generator=generator) * std
     return weights

@@ -36,10 +36,11 @@ class ProgramModel(nn.Module):
             if spec.tied_to is None:
                 self._slots[name] = name.replace(".", "__")
                 self.register_parameter(self._slots[name], nn.Parameter(torch.zeros(spec.shape)))
-        frequencies = torch.tensor(program.rope.inverse_frequencies(), dtype=torch.float64)
-        angles = torch.arange(program.max_position, dtype=torch.float64)[:, None] * frequencies[None, :]
-        self.register_buffer("cosines", angles.cos().float(), persistent=False)
-        self.register_buffer("sines", angles.sin().float(), persistent=False)
+        positions = torch.arange(program.max_position, dtype=torch.float64)[:, None]
+        for index, rope in enumerate(program.ropes):
+            angles = positions * torch.tensor(rope.inverse_frequencies(), dtype=torch.float64)
+            for name, table in (("cosines", angles.cos()), ("sines", angles.sin())):
+                self.register_buffer(f"{name}{index}", (table * rope.attention_scaling).float(), persistent=False)
 
     def weight(self, name: str) -> nn.Parameter:
         """The parameter behind a Hugging Face name; a tied name gives the parameter it shares."""
@@ -111,8 +112,8 @@ def _rope(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tenso
     assert isinstance(op, ops.Rope)
     batch, length = ids.shape
     x = values[op.inputs[0]].view(batch, length, op.num_heads, op.head_dim)
-    half = model.program.rope.dim // 2
-    cosines, sines = model.cosines[:length, None, :], model.sines[:length, None, :]  # type: ignore[index]
+    half = model.program.ropes[op.rope].dim // 2
+    cosines, sines = (model.get_buffer(f"{name}{op.rope}")[:length, None, :] for name in ("cosines", "sines"))
     first, second = x[..., :half], x[..., half : 2 * half]
     parts = [first * cosines - second * sines, second * cosines + first * sines]
     if 2 * half < op.head_dim:
@@ -130,14 +131,15 @@ def _attention(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: 
         values[name].to(value.dtype).view(batch, length, count, op.head_dim).transpose(1, 2)
         for name, count in zip(op.inputs, heads, strict=True)
     )
-    if (q.dtype == torch.bfloat16 and length <= _STRIPS_UP_TO_TOKENS) or (op.window or length) < length:
-        attended = causal_attention(q * op.scale, k, v, op.window)
+    needs_strips = (op.window or length) < length or op.softcap is not None
+    if needs_strips or (q.dtype == torch.bfloat16 and length <= _STRIPS_UP_TO_TOKENS):
+        attended = causal_attention(q * op.scale, k, v, op.window, op.softcap)
     else:
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op.scale, enable_gqa=True)
     return attended.transpose(1, 2).reshape(batch * length, -1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, softcap: float | None = None) -> Tensor:
     """Causal attention of scaled queries q [B, H, T, D] over k, v [B, G, T, D], H a multiple of G; [B, H, T, D].
 
     Plain products over strips of queries, each against the keys it can see. In bf16, forward and backward together take
@@ -152,6 +154,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
         first = 0 if window is None else max(0, start - window + 1)
         strip = q[:, :, start:stop].reshape(batch, groups, -1, width)
         scores = (strip @ k[:, :, first:stop].transpose(-1, -2)).view(batch, groups, -1, stop - start, stop - first)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         distance = torch.arange(start, stop)[:, None] - torch.arange(first, stop)[None, :]
         is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         shares = torch.softmax(
@@ -178,6 +182,46 @@ def _select(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Ten
     return x if rows is None else x[rows]
 
 
+def _soft_cap(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.SoftCap)
+    return op.cap * torch.tanh(values[op.inputs[0]] / op.cap)
+
+
+def _route(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    """Gradients go through the probabilities; which experts are chosen has none."""
+    assert isinstance(op, ops.Route)
+    softened = values[op.inputs[0]].float().softmax(-1)
+    probabilities, experts = torch.sort(softened, dim=-1, descending=True, stable=True)
+    chosen = probabilities[:, : op.top_k]
+    if op.normalize:
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+    return torch.cat((experts[:, : op.top_k].to(chosen.dtype), chosen), dim=-1)
+
+
+def _expert_linear(
+    model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None
+) -> Tensor:
+    """Rows in the order of their experts, one product per expert, and back."""
+    assert isinstance(op, ops.ExpertLinear)
+    x, routing = values[op.inputs[0]], values[op.inputs[1]]
+    top_k = routing.shape[1] // 2
+    experts = routing[:, :top_k].detach().reshape(-1).long()
+    order = experts.argsort(stable=True)
+    is_routed = model.program.values[op.inputs[0]].leading == ops.ROUTED
+    sorted_rows = x[order if is_routed else order // top_k]
+    parts = sorted_rows.split(experts.bincount(minlength=len(op.weights)).tolist())
+    products = [F.linear(part, model.weight(name)) for part, name in zip(parts, op.weights, strict=True)]
+    return torch.cat(products)[order.argsort()]
+
+
+def _combine(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
+    assert isinstance(op, ops.Combine)
+    x, routing = values[op.inputs[0]], values[op.inputs[1]]
+    top_k = routing.shape[1] // 2
+    weighted = x.view(-1, top_k, x.shape[1]) * routing[:, top_k:, None]
+    return weighted.sum(1)
+
+
 _RUN: dict[type[ops.Op], _Runner] = {
     ops.Embed: _embed,
     ops.Norm: _norm,
@@ -187,4 +231,8 @@ _RUN: dict[type[ops.Op], _Runner] = {
     ops.GatedActivation: _gated,
     ops.Add: _add,
     ops.SelectRows: _select,
+    ops.SoftCap: _soft_cap,
+    ops.Route: _route,
+    ops.ExpertLinear: _expert_linear,
+    ops.Combine: _combine,
 }

@@ -163,6 +163,10 @@ def test_the_report_adds_up(engine: Engine) -> None:
     (group,) = report["kv"]
     assert group["free_blocks"] + group["cached_blocks"] + group["used_blocks"] == group["total_blocks"]
     assert stats["num_requests_running"] == 1 and stats["kv_used_bytes"] == 3 * group["block_bytes"]
+    # 48 tokens fill three blocks of 16 exactly: nothing is wasted until the next token takes a block of its own.
+    assert stats["kv_waste_ratio"] == 0 and group["wasted_bytes"] == 0
+    engine.step()
+    assert engine.stats()["kv_waste_ratio"] == pytest.approx(15 / 64)
     assert report["planned_bytes"] + report["reserve_bytes"] == 48 << 20
     run(engine)
     assert engine.memory()["sequences"] == []

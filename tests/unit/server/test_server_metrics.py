@@ -97,6 +97,7 @@ def test_bytes_by_kind_and_tier() -> None:
     assert value(samples, "memory_bytes", kind="kv", tier="ram") == 4096 * KV_BYTES_PER_TOKEN
     assert value(samples, "memory_budget_bytes", tier="ram") == 64 * MIB
     assert value(samples, "pss_bytes") == 75 * MIB
+    assert value(samples, "kv_waste_ratio") == 0
 
 
 def test_metrics_while_loading_have_no_engine() -> None:
@@ -131,6 +132,7 @@ def test_running_requests_show_in_memory_and_metrics() -> None:
     assert value(samples, "num_requests_running", **LABELS) == 2
     assert value(samples, "num_requests_waiting", **LABELS) == 1
     assert 0 < value(samples, "kv_cache_usage_perc", **LABELS) < 1
+    assert 0 < value(samples, "kv_waste_ratio") < 1
     assert (idle["requests"]["num_open"], idle["sequences"], idle["kv_bytes"]["used_bytes"]) == (0, [], 0)
     assert idle["requests"]["generation_tokens"] == 30
     assert {"model", "phase", "uptime_s", "limits", "baseline_bytes", "process", "ledger", "kv"} <= set(idle)
