@@ -20,6 +20,7 @@ import ziggurat
 from ziggurat.errors import RequestError, ZigguratError
 from ziggurat.registry import nearest
 from ziggurat.server import chat, completions, info
+from ziggurat.server.bodies import Bodies
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.errors import error_response, make_error
 from ziggurat.server.metrics import ServerMetrics
@@ -28,6 +29,7 @@ from ziggurat.server.service import Service
 from ziggurat.server.serving import Rooms
 from ziggurat.server.state import ServerState
 
+MAX_PATH = 200
 _SAFE_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
@@ -43,7 +45,7 @@ def create_app(
     ``app.state.rooms`` has what the routes share.
     """
     state = service if isinstance(service, ServerState) else ServerState(service)
-    rooms = Rooms(state=state, config=config or ServerConfig(), metrics=ServerMetrics(state))
+    rooms = Rooms(state=state, metrics=ServerMetrics(state), bodies=Bodies(config or ServerConfig()))
     # No docs pages: they would load scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms
@@ -115,7 +117,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """No such route, or not with this method."""
     assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
+    path, method = request.url.path[:MAX_PATH], request.method
     if error.status_code == 404:
         hint = nearest(path, sorted(request.app.openapi()["paths"]))
         body = make_error(f"no route {method} {path}{hint}", type="not_found_error", code="route_not_found")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from ziggurat.errors import RequestError
 from ziggurat.registry import nearest
-from ziggurat.server.config import ServerConfig
+from ziggurat.server.bodies import HeldBody
 from ziggurat.server.errors import BodyTimeout, BodyTooLarge, UnsupportedField
 from ziggurat.server.fields import refuse_unsupported
 
@@ -22,15 +22,20 @@ Model = TypeVar("Model", bound=BaseModel)
 # A body over the cap is read on and forgotten up to this many caps: a client that is still sending would otherwise see a reset
 # connection and never the 413.
 DISCARD_CAPS = 16
+# JSON values per body: enough for a few prompts of token ids as long as the context.
+MIN_VALUES = 262_144
+VALUES_PER_TOKEN = 4
+MAX_NAME = 100
 
 
 async def parse_body(
-    request: Request, config: ServerConfig, model: type[Model], unsupported: Mapping[str, Any]
+    request: Request, held: HeldBody, model: type[Model], unsupported: Mapping[str, Any], *, max_model_len: int
 ) -> Model:
     """The request's JSON body as ``model``.
 
     Raises:
         RequestError: wrong content type, too large, not JSON, unknown field or wrong type; ``param`` is the field's path.
+        QueueFull: the bodies of other requests fill the memory that is there for bodies.
         UnsupportedField: a known field that is not built.
     """
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -40,7 +45,8 @@ async def parse_body(
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise RequestError(f"the body must not be compressed, got content encoding {encoding}", code="invalid_encoding")
-    raw = await read_body(request, config)
+    raw = await read_body(request, held)
+    refuse_many_values(raw, max_model_len)
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -48,18 +54,21 @@ async def parse_body(
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, got {type(body).__name__}", code="invalid_json")
     body = refuse_unsupported(body, unsupported)
+    refuse_unknown(body, model, unsupported)
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise first_error(error, model, unsupported) from None
+        raise first_error(error, model) from None
 
 
-async def read_body(request: Request, config: ServerConfig) -> bytes:
+async def read_body(request: Request, held: HeldBody) -> bytes:
     """All bytes of the body, never holding more than the cap.
 
     Raises:
         BodyTooLarge, BodyTimeout: the client sent too much, or too slowly.
+        QueueFull: see `parse_body`.
     """
+    config = held.config
     cap = config.max_body_bytes
     parts: list[bytes] = []
     num_bytes = 0
@@ -67,6 +76,7 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
         async with asyncio.timeout(config.body_timeout):
             async for part in request.stream():
                 num_bytes += len(part)
+                held.resize(num_bytes if num_bytes <= cap else 0)
                 if num_bytes <= cap:
                     parts.append(part)
                 else:
@@ -80,14 +90,38 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
     return b"".join(parts)
 
 
-def first_error(error: ValidationError, model: type[BaseModel], unsupported: Mapping[str, Any]) -> Exception:
+def refuse_many_values(raw: bytes, max_model_len: int) -> None:
+    """A list or an object costs some hundred bytes in memory and three in the body: bound their number before anything is parsed.
+
+    Separators inside strings count too, which is harmless: a text with that many would not fit the context.
+
+    Raises:
+        BodyTooLarge: too many.
+    """
+    limit = max(MIN_VALUES, VALUES_PER_TOKEN * max_model_len)
+    num_values = sum(raw.count(separator) for separator in (b",", b"[", b"{"))
+    if num_values > limit:
+        raise BodyTooLarge(f"the body has {num_values} JSON values and at most {limit} are read; send less at a time")
+
+
+def refuse_unknown(body: dict[str, Any], model: type[BaseModel], unsupported: Mapping[str, Any]) -> None:
+    """Name the first unknown field. Pydantic would collect them all.
+
+    Raises:
+        RequestError: there is one.
+    """
+    for name in body:
+        if name not in model.model_fields:
+            hint = nearest(name[:MAX_NAME], [*model.model_fields, *unsupported])
+            raise RequestError(f"unknown field {name[:MAX_NAME]!r}{hint}", param=name[:MAX_NAME], code="unknown_field")
+
+
+def first_error(error: ValidationError, model: type[BaseModel]) -> Exception:
     """The first of pydantic's complaints as one of ours."""
     detail = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in detail["loc"])
+    path = ".".join(str(part)[:MAX_NAME] for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = [*model.model_fields, *unsupported] if len(detail["loc"]) == 1 else []
-        hint = nearest(str(detail["loc"][-1]), known)
-        return RequestError(f"unknown field {path!r}{hint}", param=path, code="unknown_field")
+        return RequestError(f"unknown field {path!r}", param=path, code="unknown_field")
     if detail["type"] == "missing":
         return RequestError(f"the field {path!r} is required", param=path)
     message = detail["msg"].removeprefix("Value error, ")

@@ -29,11 +29,12 @@ def make_router(rooms: Rooms) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Chat completion, OpenAI-compatible")
     async def chat_completions(request: Request) -> Response:
         service = rooms.state.ready_service()
-        body = await parse_body(request, rooms.config, ChatRequest, CHAT_UNSUPPORTED)
-        model = check_model(service, body.model)
-        messages = [message.for_template() for message in body.messages]
-        size = sum(len(message["content"]) for message in messages)
-        prompt_ids = await off_loop(lambda: service.encode_chat(messages), size)
+        with rooms.bodies.hold() as held:
+            body = await parse_body(request, held, ChatRequest, CHAT_UNSUPPORTED, max_model_len=service.max_model_len)
+            model = check_model(service, body.model)
+            messages = [message.for_template() for message in body.messages]
+            size = sum(len(message["content"]) for message in messages)
+            prompt_ids = await off_loop(lambda: service.encode_chat(messages), size)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
             writer = ChatWriter(service, body, {"id": request_id, "created": created_unix_s, "model": model})

@@ -30,16 +30,14 @@ def make_router(rooms: Rooms) -> APIRouter:
     @router.post("/v1/completions", summary="Text completion, OpenAI-compatible")
     async def completions(request: Request) -> Response:
         service = rooms.state.ready_service()
-        body = await parse_body(request, rooms.config, CompletionRequest, COMPLETION_UNSUPPORTED)
-        model = check_model(service, body.model)
-        if body.echo and body.logprobs is not None:
-            raise UnsupportedField(
-                "echo together with logprobs (log probabilities of the prompt) is not built; leave one of them out",
-                feature="prompt_logprobs",
-                param="echo",
+        with rooms.bodies.hold() as held:
+            body = await parse_body(
+                request, held, CompletionRequest, COMPLETION_UNSUPPORTED, max_model_len=service.max_model_len
             )
-        size = sum(len(prompt) for prompt in body.prompt)
-        prompts, echoes = await off_loop(lambda: encode_prompts(service, body), size)
+            model = check_model(service, body.model)
+            refuse_echo_with_logprobs(body)
+            size = sum(len(prompt) for prompt in body.prompt)
+            prompts, echoes = await off_loop(lambda: encode_prompts(service, body), size)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
             head = {"id": request_id, "object": "text_completion", "created": created_unix_s, "model": model}
@@ -49,6 +47,16 @@ def make_router(rooms: Rooms) -> APIRouter:
         return await answer(rooms, request, body, new_id("cmpl", body), prompts, make_reply)
 
     return router
+
+
+def refuse_echo_with_logprobs(body: CompletionRequest) -> None:
+    """Both together would need log probabilities of the prompt."""
+    if body.echo and body.logprobs is not None:
+        raise UnsupportedField(
+            "echo together with logprobs (log probabilities of the prompt) is not built; leave one of them out",
+            feature="prompt_logprobs",
+            param="echo",
+        )
 
 
 def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:

@@ -12,7 +12,33 @@ from ziggurat.engine.interface import EngineInterface
 from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.engine.types import GenerateOutput, GenerateRequest
 from ziggurat.errors import RequestError
+from ziggurat.server.errors import PromptTooLong
 from ziggurat.server.service import ServiceStats
+
+# A tokenizer needs some 200 bytes per token while it works: four million characters at once would take 800 MiB, far outside any
+# budget, and most of a minute. So a text that cannot fit is found out piece by piece.
+PIECE_CHARACTERS = 16_384
+WHOLE_CHARACTERS = 65_536
+# A cut through a word can add a few tokens to a piece.
+MAX_EXTRA_TOKENS = 8
+
+
+def refuse_hopeless(tokenizer: Tokenizer, text: str, max_model_len: int, param: str) -> None:
+    """Stop at a text that is certainly longer than the context, in memory and time that depend on the context and not on the text.
+
+    Raises:
+        PromptTooLong: it is.
+    """
+    if len(text) <= max(WHOLE_CHARACTERS, max_model_len):
+        return
+    num_tokens = 0
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        piece = tokenizer.encode(text[start : start + PIECE_CHARACTERS], add_special_tokens=False)
+        num_tokens += max(0, len(piece) - MAX_EXTRA_TOKENS)
+        if num_tokens > max_model_len:
+            raise PromptTooLong(
+                max_model_len=max_model_len, num_prompt_tokens=num_tokens, num_output_tokens=1, param=param
+            )
 
 
 class EngineService:
@@ -31,6 +57,7 @@ class EngineService:
 
     def encode(self, text: str) -> list[int]:
         """See `Service.encode`."""
+        refuse_hopeless(self._tokenizer(), text, self.max_model_len, "prompt")
         return self._tokenizer().encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -47,7 +74,10 @@ class EngineService:
         tokenizer = self._tokenizer()
         if self._engine.chat_template is None:
             raise missing_template(self._engine.model.name)
+        for message in messages:
+            refuse_hopeless(tokenizer, message["content"], self.max_model_len, "messages")
         text = self._engine.chat_template.render(messages)
+        refuse_hopeless(tokenizer, text, self.max_model_len, "prompt")
         return tokenizer.encode(text, add_special_tokens=False)
 
     def _tokenizer(self) -> Tokenizer:

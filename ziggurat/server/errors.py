@@ -27,6 +27,13 @@ class BodyTimeout(errors.RequestError):
     code = "body_timeout"
 
 
+class PromptTooLong(errors.ContextLengthExceeded):
+    """So much longer than the context that counting stopped; ``num_prompt_tokens`` is how far it came."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} Counting stopped when the limit was passed."
+
+
 class UnsupportedField(errors.UnsupportedFeature):
     """A request field that is known to the field, but not built here."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema, field_validator, model_validator
 
 from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
 
@@ -18,13 +18,16 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 # Fields whose sent form is wider than the parsed one, as /openapi.json shows them.
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _IDS = {"type": "array", "items": {"type": "integer"}}
-Stop = Annotated[list[str] | None, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})]
+Stop = Annotated[
+    list[str] | None, FailFast(), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})
+]
 Content = Annotated[
     str | None,
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}),
 ]
 Prompts = Annotated[
     list[str | list[int]],
+    FailFast(),
     WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}),
 ]
 
@@ -86,7 +89,7 @@ class CommonRequest(Strict):
     def _bias_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for key in value or {}:
             if not (key.isascii() and key.isdigit()):
-                raise ValueError(f"keys are token ids written as decimal numbers, got {key!r}")
+                raise ValueError(f"keys are token ids written as decimal numbers, got {key[:40]!r}")
         return value
 
     @model_validator(mode="after")
@@ -132,7 +135,7 @@ class ChatMessage(Strict):
         for part in value:
             if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") != "text":
                 kind = part.get("type") if isinstance(part, dict) else None
-                raise ValueError(f"content parts must be of type 'text' with a text, got type {kind!r}")
+                raise ValueError(f"content parts must be of type 'text' with a text, got type {str(kind)[:40]!r}")
             texts.append(part["text"])
         return "".join(texts)
 
@@ -153,7 +156,8 @@ class ChatMessage(Strict):
 class ChatRequest(CommonRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    # One wrong turn is enough: a list of a million complaints would not fit the budget.
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None

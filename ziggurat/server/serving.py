@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ziggurat.errors import ContextLengthExceeded, UnknownModel
 from ziggurat.registry import nearest
-from ziggurat.server.config import ServerConfig
+from ziggurat.server.bodies import Bodies
 from ziggurat.server.generation import ClientGone, Generation, until_disconnect
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
 from ziggurat.server.params import generate_requests, sampling_params
@@ -29,6 +29,7 @@ T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
 # Below this many characters the hop to a thread costs more than the work.
 MAX_INLINE_CHARACTERS = 4096
+MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Rooms:
     """What the routes of one app share."""
 
     state: ServerState
-    config: ServerConfig
     metrics: ServerMetrics
+    bodies: Bodies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +63,9 @@ def check_model(service: Service, wanted: str | None) -> str:
     names = list(service.model_names)
     if wanted is None or wanted in names:
         return wanted or names[0]
-    hint = nearest(wanted, names)
-    raise UnknownModel(
-        f"the model {wanted!r} is not served here{hint or '.'} Served: {', '.join(names)}", param="model"
-    )
+    shown = wanted[:MAX_NAME]
+    hint = nearest(shown, names)
+    raise UnknownModel(f"the model {shown!r} is not served here{hint or '.'} Served: {', '.join(names)}", param="model")
 
 
 def new_id(prefix: str, body: ChatRequest | CompletionRequest) -> str:

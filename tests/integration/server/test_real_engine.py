@@ -23,6 +23,7 @@ MODEL_NAME = "tiny"
 MAX_MODEL_LEN = 224
 MAX_NUM_SEQS = 4
 MAX_QUEUED = 3
+BUDGET_MIB = 56
 USER = [{"role": "user", "content": "a first message that fills more than one block"}]
 
 
@@ -38,7 +39,7 @@ def server(folder: Path) -> Iterator[ServerProcess]:
     with engine_server(
         folder,
         served_model_name=MODEL_NAME,
-        memory="48MiB",
+        memory=f"{BUDGET_MIB}MiB",
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=MAX_NUM_SEQS,
         max_queued_requests=MAX_QUEUED,
@@ -201,6 +202,38 @@ def test_a_full_queue_is_429_and_everybody_else_is_served(server: ServerProcess)
     assert_nothing_held(server)
 
 
+def test_huge_bodies_stay_inside_the_budget(server: ServerProcess) -> None:
+    """Four million characters through a tokenizer took 850 MiB before texts that cannot fit were found out piece by piece."""
+    peak_bytes, is_over = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak_bytes
+        while not is_over.is_set():
+            rollup = Path(f"/proc/{server.process.pid}/smaps_rollup").read_text()
+            pss = next(line for line in rollup.splitlines() if line.startswith("Pss:"))
+            peak_bytes = max(peak_bytes, int(pss.split()[1]) * 1024)
+            is_over.wait(0.02)
+
+    def send(raw: bytes) -> int:
+        headers = {"content-type": "application/json"}
+        return httpx.post(f"{server.url}/v1/completions", content=raw, headers=headers, timeout=60).status_code
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    text = b'{"prompt":"' + b"the river " * 400_000 + b'"}'
+    keys = b'{"prompt":"x",' + b",".join(b'"k%d":1' % number for number in range(120_000)) + b"}"
+    ids = b'{"prompt":[' + b"299," * 250_000 + b"5]}"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(send, [text] * 8))
+    statuses += [send(keys), send(ids)]
+    is_over.set()
+    watcher.join()
+    assert set(statuses) <= {400, 429}
+    assert statuses[-2:] == [400, 400]
+    baseline_bytes = server.get("/memory").json()["baseline_bytes"]
+    assert 0 < peak_bytes - baseline_bytes <= BUDGET_MIB << 20
+
+
 def test_memory_and_metrics_tell_the_same(server: ServerProcess) -> None:
     memory = server.get("/memory").json()
     samples = {
@@ -215,9 +248,9 @@ def test_memory_and_metrics_tell_the_same(server: ServerProcess) -> None:
     labels = (("engine", "0"), ("model_name", MODEL_NAME))
     assert samples["ziggurat:generation_tokens_total", labels] == memory["requests"]["generation_tokens"] > 0
     assert samples["ziggurat:request_queue_time_seconds_count", labels] > 0
-    assert samples["ziggurat:memory_budget_bytes", (("tier", "ram"),)] == 48 << 20
+    assert samples["ziggurat:memory_budget_bytes", (("tier", "ram"),)] == BUDGET_MIB << 20
     in_budget = [row["num_bytes"] for row in memory["ledger"] if row["depth"] == 0 and row["tier"] == "ram"]
-    assert sum(in_budget) <= 48 << 20
+    assert sum(in_budget) <= BUDGET_MIB << 20
     assert memory["process"]["pss_bytes"] > 0
 
 

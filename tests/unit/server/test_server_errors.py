@@ -140,6 +140,55 @@ def test_body_at_the_cap_and_one_over() -> None:
     assert error["code"] == "body_too_large"
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt":[' + b"5," * 263_000 + b"5]}",
+        b'{"prompt":[' + b"[5]," * 132_000 + b"[5]]}",
+        b'{"prompt":"x",' + b",".join(b'"k%d":1' % number for number in range(263_000)) + b"}",
+    ],
+    ids=["ids", "lists", "keys"],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(raw: bytes) -> None:
+    async def work(client: httpx.AsyncClient, _: FakeService) -> httpx.Response:
+        return await client.post(COMPLETIONS, content=raw, headers={"content-type": "application/json"})
+
+    assert "at most 262144" in error_of(talk(work), 413)["message"]
+
+
+def test_bodies_of_all_clients_together_are_bounded() -> None:
+    config = ServerConfig(max_body_bytes=2048, body_timeout=5)
+    gate = asyncio.Event()
+
+    async def waiting(num_bytes: int) -> Any:
+        yield b" " * num_bytes
+        await gate.wait()
+        yield b'{"prompt":"x","max_tokens":1}'
+
+    async def work(client: httpx.AsyncClient, _: FakeService) -> list[httpx.Response]:
+        headers = {"content-type": "application/json"}
+        held = [asyncio.create_task(client.post(COMPLETIONS, content=waiting(1900), headers=headers)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await client.post(COMPLETIONS, content=b" " * 1000, headers=headers)
+        gate.set()
+        served = await asyncio.gather(*held)
+        again = await client.post(COMPLETIONS, content=b'{"prompt":"x"}', headers=headers)
+        return [refused, *served, again]
+
+    refused, *served = talk(work, config)
+    assert error_of(refused, 429)["code"] == "queue_full"
+    assert refused.headers["retry-after"] == "1"
+    assert [answer.status_code for answer in served] == [200, 200, 200]
+
+
+def test_long_names_are_not_repeated_in_full() -> None:
+    name = "x" * 100_000
+    for body in ({"prompt": "x", name: 1}, {"prompt": "x", "model": name}, {"prompt": "x", "logit_bias": {name: 1}}):
+        response = post(COMPLETIONS, body)
+        assert response.status_code in (400, 404)
+        assert len(response.content) < 1000
+
+
 def test_a_slow_body_is_given_up() -> None:
     async def slow() -> Any:
         yield b"{"
