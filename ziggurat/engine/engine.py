@@ -152,7 +152,7 @@ class Engine:
         started_s = self._clock.now()
         done = self.core.step(started_s)
         for admission in done.admitted:
-            self._note_admission(admission)
+            self._note_admission(admission, started_s)
         if done.error is not None:
             _LOG.error("%s", done.error, exc_info=done.error)
         ended = {each.seq_id: each for each in done.finished}
@@ -233,14 +233,14 @@ class Engine:
         _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")
         _check_range(params.stop_token_ids, size, "stop_token_ids", "stop token")
 
-    def _note_admission(self, admission: Admission) -> None:
+    def _note_admission(self, admission: Admission, now_s: float) -> None:
         first = self._continuations[admission.seq_id]
         if not admission.is_readmission:
             for index in range(first.request.params.n):
                 member = self._continuations.get(f"{admission.request_id}/{index}")
                 if member is not None:
                     member.num_cached_tokens = admission.num_cached_tokens
-                    member.queue_s = self._clock.now() - member.arrival_s
+                    member.queue_s = now_s - member.arrival_s
         if admission.miss_reason is not None:
             _LOG.info("request %s: no prefix reused: %s", admission.request_id, admission.miss_reason)
 

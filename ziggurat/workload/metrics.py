@@ -6,6 +6,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 
 from ziggurat.errors import ConfigError
 from ziggurat.registry import nearest
@@ -130,3 +132,95 @@ def _max_concurrent(records: Sequence[RequestRecord]) -> int:
         count += change
         peak = max(peak, count)
     return peak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attainment:
+    """Whether a run met its target, and by how much.
+
+    Attributes:
+        measured: what came out, by the names of `summarize`; None where there is no sample.
+        limits: what was allowed, by the same names.
+        num_failed: requests that did not end by themselves; with any, the target is not met.
+    """
+
+    measured: Mapping[str, float | None]
+    limits: Mapping[str, float]
+    num_failed: int = 0
+
+    @property
+    def is_met(self) -> bool:
+        """Every limit is kept and nobody failed. A figure without a sample (one token has no gap) keeps any limit."""
+        return self.num_failed == 0 and self.headroom >= 1
+
+    @property
+    def headroom(self) -> float:
+        """The smallest of limit / measured; 1 is just met. Infinite without any sample."""
+        ratios = [self.limits[name] / value for name, value in self.measured.items() if value is not None and value > 0]
+        return min(ratios, default=inf)
+
+    def explain(self) -> str:
+        """``p99_itl_ms 312.4 (limit 100), 2 failed``."""
+        parts = [
+            f"{name} {'-' if value is None else format(value, '.4g')} (limit {self.limits[name]:.4g})"
+            for name, value in self.measured.items()
+        ]
+        return ", ".join([*parts, *([f"{self.num_failed} failed"] if self.num_failed else [])])
+
+
+def attainment(records: Sequence[RequestRecord], limits: Mapping[str, float]) -> Attainment:
+    """A run against limits on figures of `summarize`: ``{"p99_itl_ms": 100, "median_queue_ms": 2000}``.
+
+    Raises:
+        ConfigError: no such figure, or a limit that is not above 0 (nobody could meet it).
+    """
+    percentiles = [float(name[1:].partition("_")[0]) for name in limits if _is_percentile(name)]
+    summary = summarize(records, percentiles=percentiles)
+    known = [name for name in summary if name.endswith("_ms")]
+    for name, limit in limits.items():
+        if name not in known:
+            raise ConfigError(f"unknown target {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}")
+        if not limit > 0:
+            raise ConfigError(f"the target {name} must be above 0 ms, got {limit}: nobody could meet it")
+    failed = summary["failed"]
+    assert isinstance(failed, int)
+    return Attainment(measured={name: summary[name] for name in limits}, limits=dict(limits), num_failed=failed)
+
+
+def _is_percentile(name: str) -> bool:
+    number = name[1:].partition("_")[0]
+    return name.startswith("p") and number.replace(".", "", 1).isdigit() and 0 <= float(number) <= 100
+
+
+def effective_throughput(
+    records: Sequence[RequestRecord],
+    *,
+    duration_s: float | None = None,
+    prompt_tokens_per_s: float = 512.0,
+    generation_tokens_per_s: float = 4.0,
+) -> float | None:
+    """Requests per second that met DeepSpeed-FastGen's service level (arXiv 2401.08671); None without any time.
+
+    A request is good if its first token came within ``prompt tokens / prompt_tokens_per_s`` and the exponential moving average of its
+    generation rate never fell below ``generation_tokens_per_s``.
+    """
+    good = sum(
+        record.is_success
+        and record.ttft_s is not None
+        and record.ttft_s <= record.num_prompt_tokens / prompt_tokens_per_s
+        and slowest_rate(record) >= generation_tokens_per_s
+        for record in records
+    )
+    return _rate(good, _duration_s(records) if duration_s is None else duration_s)
+
+
+def slowest_rate(record: RequestRecord, *, weight: float = 0.1) -> float:
+    """The lowest value, in tokens/s, of the moving average of a request's gaps; infinite without a gap.
+
+    The average starts at the first gap and moves by ``weight`` of the difference with each further one.
+    """
+    slowest_gap_s = average_s = 0.0
+    for index, gap_s in enumerate(record.itl_s):
+        average_s = gap_s if index == 0 else average_s + weight * (gap_s - average_s)
+        slowest_gap_s = max(slowest_gap_s, average_s)
+    return 1 / slowest_gap_s if slowest_gap_s > 0 else inf

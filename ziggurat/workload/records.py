@@ -203,6 +203,10 @@ class RecordBook:
         record.error = record.error or error
         record.finish_s = t_s
 
+    def arrival_s(self, request_id: str) -> float:
+        """When it came."""
+        return self._records[request_id].arrival_s
+
     def is_done(self, request_id: str) -> bool:
         """All continuations have ended."""
         record = self._records[request_id]
