@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native kernels beside torch doing the same work, interleaved, median of several rounds: ``make bench``, some twenty seconds.
+"""Native kernels beside torch doing the same work, interleaved, median of several rounds: ``make bench``, some forty seconds.
 
 The bytes of a linear are those of its weights as stored; its operations are 2 T K N. Weights rotate through a set larger than the
 last-level cache, as the layers of a model do.
@@ -77,6 +77,36 @@ def linear_row(num_rows: int, k: int, n: int) -> dict[str, Any]:
     }
 
 
+def experts_row(num_tokens: int, k: int, n: int, num_experts: int, top_k: int) -> dict[str, Any]:
+    """bf16 panels of all experts against a loop over the chosen ones with ``torch.mm`` in bf16, as transformers has it; even routing."""
+    ops = kernels.select("native")
+    panels = torch.randn(num_experts * n // 16, k, 16).bfloat16()
+    dense = torch.randn(num_experts, k, n).bfloat16()
+    chosen = torch.arange(num_tokens * top_k).view(num_tokens, top_k) % num_experts
+    routing = torch.cat((chosen.float(), torch.full((num_tokens, top_k), 1.0 / top_k)), 1)
+    x, out = torch.randn(num_tokens, k), torch.empty(num_tokens * top_k, n)
+
+    def loop() -> None:
+        for expert in chosen.unique().tolist():
+            torch.mm(x[torch.where(chosen == expert)[0]].bfloat16(), dense[expert])
+
+    native_s, bf16_s = median_s(
+        [
+            lambda: ops.grouped_linear(x, panels, routing, out, num_experts=num_experts, top_k=top_k, is_routed=False),
+            loop,
+        ]
+    )
+    return {
+        "op": f"grouped_linear {num_experts} experts top {top_k}",
+        "rows": num_tokens,
+        "k": k,
+        "n": n,
+        "native_us": native_s * 1e6,
+        "native_gflop_per_s": 2 * num_tokens * top_k * k * n / native_s / 1e9,
+        "torch_bf16_us": bf16_s * 1e6,
+    }
+
+
 def _drop(_: torch.Tensor) -> None:
     return None
 
@@ -93,6 +123,7 @@ def main() -> None:
     about = kernels.describe("native")
     torch.set_num_threads(int(about["threads"]))
     rows = [linear_row(t, k, n) for k, n in args.shape or [(2048, 2048), (576, 1536)] for t in args.rows]
+    rows += [experts_row(t, 1024, 1408, 8, 2) for t in args.rows]
     if args.format == "json":
         print(json.dumps({"rows": rows, "machine": {"cpu": platform.processor() or platform.machine(), **about}}))
         return
