@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from ziggurat.cli.talk import Message, Piece
+from ziggurat.cli.talk import DEFAULT_MAX_TOKENS, Message, Piece
 from ziggurat.errors import ConfigError, EngineError, RequestError, StateError
 
 CONNECT_TIMEOUT_S = 30.0
@@ -54,7 +54,8 @@ class RemoteTalker:
         """Nothing is held between requests."""
 
     def _body(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        return {"model": self.model, "stream": True, "stream_options": {"include_usage": True}, **sampling}
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        return {"model": self.model, "max_tokens": DEFAULT_MAX_TOKENS, **stream, **sampling}
 
     def _models(self) -> list[dict[str, Any]]:
         with self._open("/v1/models", None, CONNECT_TIMEOUT_S) as response:

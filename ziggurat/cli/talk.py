@@ -84,15 +84,14 @@ def add_talk_flags(parser: Parser) -> None:
 
 
 def sampling_of(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The sampling settings that were given, and ``max_tokens``.
+    """The sampling settings that were given.
 
     Raises:
         RequestError: one is out of range.
     """
     given = {name: getattr(namespace, name) for name in SAMPLING if hasattr(namespace, name)}
-    settings = {"max_tokens": DEFAULT_MAX_TOKENS, **given}
-    SamplingParams(**settings)
-    return settings
+    SamplingParams(**given)
+    return given
 
 
 def open_talker(namespace: argparse.Namespace, model: str | None) -> Talker:
@@ -152,7 +151,10 @@ class LocalTalker:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _run(self, prompt_ids: list[int], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
-        params = SamplingParams(**{**self._engine.model.sampling_defaults, **sampling})
+        # What nobody asked for must not make a long prompt too long.
+        room = self._engine.model.max_model_len - len(prompt_ids)
+        max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
+        params = SamplingParams(**{"max_tokens": max_tokens, **self._engine.model.sampling_defaults, **sampling})
         self._num_requests += 1
         request_id = f"cli-{self._num_requests}"
         self._engine.add(GenerateRequest(request_id=request_id, prompt_ids=prompt_ids, params=params))

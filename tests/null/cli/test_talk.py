@@ -37,7 +37,9 @@ class EchoEngine:
     """Gives the prompt back, one character per step, up to max_tokens."""
 
     def __init__(self, *, tokenizer: Any = None, chat_template: Any = None, fails: bool = False) -> None:
-        self.model = SimpleNamespace(name="echo", sampling_defaults={"temperature": 0.5, "top_k": 7})
+        self.model = SimpleNamespace(
+            name="echo", max_model_len=1000, sampling_defaults={"temperature": 0.5, "top_k": 7}
+        )
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.fails = fails
@@ -122,6 +124,14 @@ def test_complete_takes_model_settings_and_sampling(engine: EchoEngine, capsys: 
     params = engine.requests[0].params
     assert (params.temperature, params.top_k, params.seed, params.stop) == (0, 7, 3, ("x", "y"))
     assert params.max_tokens == 256
+
+
+def test_the_default_length_leaves_room_for_the_prompt(engine: EchoEngine) -> None:
+    for letters, expected in ((10, 256), (900, 99), (2000, 1)):
+        assert main(["complete", "x" * letters, "--format", "json"]) == 0
+        assert engine.requests[-1].params.max_tokens == expected
+    assert main(["complete", "x" * 900, "--max-tokens", "300", "--format", "json"]) == 0
+    assert engine.requests[-1].params.max_tokens == 300, "what was asked for is not changed"
 
 
 def test_complete_reads_standard_input(
