@@ -61,7 +61,12 @@ class EngineConfig:
     )
     enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
     max_num_seqs: int | None = option(None, "sequences per step (default 32, or what fits)", group="scheduling")
-    max_num_batched_tokens: int | None = option(None, "tokens per step (default 256, or what fits)", group="scheduling")
+    max_num_batched_tokens: str | int | None = option(
+        None, "tokens per step (default 256, or what fits); 'auto' times steps at start", group="scheduling"
+    )
+    tbt_target_ms: float | None = option(
+        None, "longest time between tokens that 'auto' may plan for, ms", group="scheduling"
+    )
     max_queued_requests: int = option(256, "requests that may wait; one more gets 429", group="scheduling")
     planner: str = option("sarathi", "batch planner: who shares a step", group="scheduling")
     scheduling_policy: str = option("fcfs", "order of the queue; priority: lower first", group="scheduling")
@@ -86,16 +91,43 @@ class EngineConfig:
         if self.memory is not None:
             parse_size(self.memory)
         self._check_choices()
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_queued_requests", "threads"):
+        self._check_calibration()
+        for name in ("block_size", "max_num_seqs", "max_queued_requests", "threads"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
         self._check_max_model_len()
-        seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
+        seqs, tokens = self.max_num_seqs, self.fixed_num_batched_tokens
         if seqs is not None and tokens is not None and tokens < seqs + 1:
             raise ConfigError(
                 f"max_num_batched_tokens {tokens} is below max_num_seqs + 1 = {seqs + 1}: decodes alone would fill every step and "
                 f"no prompt could start; raise it to {seqs + 1} or lower max_num_seqs to {max(tokens - 1, 1)}"
+            )
+
+    @property
+    def fixed_num_batched_tokens(self) -> int | None:
+        """Tokens per step as asked for; None if they are to be derived or measured."""
+        value = self.max_num_batched_tokens
+        return None if value is None or value == "auto" else int(value)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """The token budget is measured at start."""
+        return self.max_num_batched_tokens == "auto" or self.tbt_target_ms is not None
+
+    def _check_calibration(self) -> None:
+        tokens, target_ms = self.max_num_batched_tokens, self.tbt_target_ms
+        try:
+            number = self.fixed_num_batched_tokens
+        except ValueError:
+            number = 0
+        if isinstance(tokens, (bool, float)) or (number is not None and number < 1):
+            raise ConfigError(f"max_num_batched_tokens must be 'auto' or an integer of at least 1, got {tokens!r}")
+        if target_ms is not None and not 0 < target_ms < float("inf"):
+            raise ConfigError(f"tbt_target_ms must be above 0, got {target_ms!r}: no step keeps it")
+        if target_ms is not None and number is not None:
+            raise ConfigError(
+                f"max_num_batched_tokens {number} and tbt_target_ms {target_ms:g} contradict each other: give one of them"
             )
 
     def _check_choices(self) -> None:

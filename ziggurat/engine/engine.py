@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
+from ziggurat.engine.calibrate import calibrate_engine
 from ziggurat.engine.chat_template import ChatTemplate
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
@@ -30,6 +31,7 @@ from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
+from ziggurat.scheduling.calibration import Calibration
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
@@ -117,8 +119,22 @@ class Engine:
             # Small parts first: a damaged tokenizer is found before gigabytes have been read.
             engine = cls(config, source, resources, ops, clock)
             fill_weights(config, source, resources, ops, progress)
+            if config.is_calibrated:
+                engine.calibrate()
             on_error.pop_all()
         return engine
+
+    def calibrate(self) -> Calibration:
+        """Time steps and set token budget and sequence cap for this machine; the engine must be idle.
+
+        Raises:
+            ConfigError: no step keeps ``tbt_target_ms``, or the budget would be below a fixed ``max_num_seqs``.
+        """
+        target_ms = self.config.tbt_target_ms
+        found = calibrate_engine(self, tbt_target_s=None if target_ms is None else target_ms / 1000)
+        message = "calibrated: %d tokens and %d sequences per step (%.1f ms; knee at %.0f tokens)"
+        _LOG.info(message, found.max_num_batched_tokens, found.max_num_seqs, 1000 * found.step_s, found.knee_tokens)
+        return found
 
     # ---- the loop
 

@@ -81,7 +81,7 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
         memory_bytes=memory_bytes,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.fixed_num_batched_tokens,
         block_size=config.block_size,
         overhead_bytes=overhead_bytes(source.folder),
     )
