@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -69,9 +68,6 @@ class RemoteTalker:
 
     def _open(self, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> http.client.HTTPResponse:
         headers = {"Accept": "application/json"}
-        key = os.environ.get("OPENAI_API_KEY")
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
         data = None
         if body is not None:
             headers["Content-Type"] = "application/json"
