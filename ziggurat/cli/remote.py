@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,6 +35,11 @@ class RemoteTalker:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url!r} must begin with http:// or https://, for example http://127.0.0.1:8000")
         self._base = url.rstrip("/").removesuffix("/v1")
+        # A proxy of the environment cannot reach this machine's own addresses.
+        host = urllib.parse.urlsplit(url).hostname or ""
+        is_local = host in ("localhost", "::1") or host.startswith("127.")
+        proxies = urllib.request.ProxyHandler({} if is_local else None)
+        self._opener = urllib.request.build_opener(proxies)
         names = [str(card["id"]) for card in self._models()]
         if model is not None and model not in names:
             raise RequestError(f"{self._base} serves {', '.join(names)}, not {model!r}", param="model")
@@ -74,7 +80,7 @@ class RemoteTalker:
             data = json.dumps(body).encode()
         request = urllib.request.Request(self._base + path, data=data, headers=headers)
         try:
-            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)
+            response: http.client.HTTPResponse = self._opener.open(request, timeout=timeout_s)
         except urllib.error.HTTPError as error:
             raise _refusal(error) from error
         except (OSError, http.client.HTTPException) as error:

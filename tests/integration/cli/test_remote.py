@@ -105,6 +105,15 @@ def test_complete_streams_from_the_server(server: FakeServer, capsys: pytest.Cap
     }
 
 
+def test_a_proxy_is_not_asked_for_this_machine(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert main(["complete", "say hello", "--url", url(server)]) == 0
+    assert capsys.readouterr().out == "hello world\n"
+
+
 def test_complete_as_json(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["complete", "good", "hi", "--url", url(server), "--format", "json", "--seed", "1"]) == 0
     assert json.loads(capsys.readouterr().out) == {
