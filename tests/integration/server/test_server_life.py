@@ -18,7 +18,7 @@ import pytest
 from tests.server_process import ServerProcess, fake_server
 from ziggurat.errors import ConfigError
 from ziggurat.server.config import ServerConfig
-from ziggurat.server.listen import bind_socket
+from ziggurat.server.listen import address_url, bind_socket
 from ziggurat.server.run import run_server
 
 
@@ -84,6 +84,27 @@ def test_port_in_use_is_known_before_loading() -> None:
 def test_a_host_that_is_not_ours(host: str) -> None:
     with pytest.raises(ConfigError, match="--host"):
         bind_socket(ServerConfig(host=host, port=0))
+
+
+def test_small_answers_do_not_wait_for_acknowledgements() -> None:
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol; without it a request took 44 ms instead of 4."""
+    with bind_socket(ServerConfig(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+        client = socket.create_connection(listener.getsockname())
+        connection, _ = listener.accept()
+        with client, connection:
+            assert connection.proto == socket.IPPROTO_TCP
+
+
+def test_ipv6() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this Python has no IPv6")
+    try:
+        listener = bind_socket(ServerConfig(host="::1", port=0))
+    except ConfigError as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    with listener:
+        assert address_url(listener).startswith("http://[::1]:")
 
 
 def test_two_servers_get_two_free_ports() -> None:
