@@ -179,6 +179,7 @@ function drawLedger({ ledger }) {
     const [owner, kind, size, since] = row.children;
     row.className = lease.depth > 0 ? "inside" : "";
     owner.children[0].textContent = lease.owner;
+    owner.children[0].title = lease.owner;
     owner.children[1].textContent = lease.why;
     kind.textContent = lease.kind;
     size.textContent = bytes(lease.bytes);

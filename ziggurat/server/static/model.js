@@ -56,7 +56,7 @@ function readParts(ledger, kv, limitBytes) {
   const reserve = sums.get("reserve") ?? 0;
   const others = [...sums.keys()].filter((kind) => ![...OWN_PARTS, "kv", "reserve"].includes(kind));
   return [
-    ...OWN_PARTS.map((kind) => ({ style: kind, label: kind, bytes: sums.get(kind) ?? 0 })),
+    ...OWN_PARTS.filter((kind) => sums.has(kind)).map((kind) => ({ style: kind, label: kind, bytes: sums.get(kind) })),
     ...(others.length ? [{ style: "other", label: "bookkeeping", title: others.join(", "), bytes: others.reduce((sum, kind) => sum + sums.get(kind), 0) }] : []),
     { style: "kv", label: "KV: requests", bytes: kv.used },
     { style: "prefix", label: "KV: prefix cache", bytes: kv.cached },
