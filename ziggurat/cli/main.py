@@ -28,6 +28,7 @@ VERBS = {
     "complete": "continue a text",
     "plan": "say whether a model fits a budget, and what fits",
     "train": "train a model by a recipe, resumable",
+    "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",
 }

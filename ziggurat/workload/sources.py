@@ -7,7 +7,7 @@ import hashlib
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ziggurat.errors import ConfigError
@@ -52,6 +52,39 @@ class OpenLoop:
 
     def on_end(self, request_id: str, t_s: float, answer_ids: Sequence[int], num_answer_tokens: int) -> None:
         """Changes nothing: the loop is open."""
+
+
+class Capped:
+    """Another source with at most ``max_concurrency`` requests open: one that is due waits for a place, and counts from then on.
+
+    Raises:
+        ConfigError: the limit is below one.
+    """
+
+    def __init__(self, source: Source, max_concurrency: int) -> None:
+        if max_concurrency < 1:
+            raise ConfigError(f"max_concurrency must be at least 1, got {max_concurrency}")
+        self._source = source
+        self._num_free = max_concurrency
+        self._freed_s = 0.0
+
+    def next_s(self) -> float | None:
+        """See `Source.next_s`."""
+        due_s = self._source.next_s() if self._num_free else None
+        return None if due_s is None else max(due_s, self._freed_s)
+
+    def pop(self) -> Arrival:
+        """See `Source.pop`."""
+        self._num_free -= 1
+        arrival = self._source.pop()
+        return replace(arrival, t_s=max(arrival.t_s, self._freed_s))
+
+    def on_end(self, request_id: str, t_s: float, answer_ids: Sequence[int], num_answer_tokens: int) -> None:
+        """See `Source.on_end`."""
+        if not self._num_free:
+            self._freed_s = max(self._freed_s, t_s)
+        self._num_free += 1
+        self._source.on_end(request_id, t_s, answer_ids, num_answer_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

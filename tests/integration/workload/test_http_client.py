@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.server_process import ServerProcess, fake_server
+from ziggurat.cli.main import main
 from ziggurat.errors import ConfigError
 from ziggurat.workload.http_client import HTTPClient
 from ziggurat.workload.metrics import summarize
@@ -70,3 +71,11 @@ def test_a_server_that_dies_fails_the_requests() -> None:
 def test_addresses_that_are_none() -> None:
     with pytest.raises(ConfigError, match="must look like http://127.0.0.1:8000"):
         HTTPClient("127.0.0.1:8000")
+
+
+def test_bench_serve_measures_a_server(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--num-prompts", "5", "--random-input-len", "9", "--random-output-len", "4", "--request-rate", "100"]
+    assert main(["bench", "serve", "--base-url", server.url, *flags]) == 0
+    screen = capsys.readouterr().out
+    assert "Successful requests:                    5" in screen
+    assert "Total generated tokens:                 20" in screen

@@ -8,25 +8,34 @@ from pathlib import Path
 
 import pytest
 
+from ziggurat.cli import bench
+from ziggurat.cli.flags import Parser
 from ziggurat.cli.main import VERBS, load
 
 FROZEN: dict[str, list[str]] = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
 
+COMMANDS = sorted([*VERBS, *(f"bench {kind}" for kind in bench.KINDS)])
+
+
+def parser_of(command: str) -> Parser:
+    verb, _, kind = command.partition(" ")
+    return bench.load(kind).parser() if kind else load(verb).parser()
+
 
 def test_the_verbs_are_the_frozen_ones() -> None:
-    assert sorted(FROZEN) == sorted(VERBS)
+    assert sorted(FROZEN) == COMMANDS
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_the_flags_are_the_frozen_ones(verb: str) -> None:
-    assert sorted(load(verb).parser().flag_names()) == FROZEN[verb]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_are_the_frozen_ones(command: str) -> None:
+    assert sorted(parser_of(command).flag_names()) == FROZEN[command]
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_flag_has_a_help_text(verb: str) -> None:
-    assert all(action.help for action in load(verb).parser()._actions)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_help_text(command: str) -> None:
+    assert all(action.help for action in parser_of(command)._actions)
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"serve", "chat", "train"}))
-def test_verbs_with_a_result_print_text_or_json_anywhere(verb: str) -> None:
-    assert {"--format", "--output"} <= set(FROZEN[verb])
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"serve", "chat", "train", "bench"}))
+def test_verbs_with_a_result_print_text_or_json_anywhere(command: str) -> None:
+    assert {"--format", "--output"} <= set(FROZEN[command])
