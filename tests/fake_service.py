@@ -29,6 +29,7 @@ class FakeService:
     Args:
         step_s: time per token.
         max_running, max_waiting: beyond them requests wait, then get QueueFull.
+        is_holding_text: every second token brings the text of two, as incomplete characters do.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class FakeService:
         max_model_len: int = 256,
         kv_tokens: int = 4096,
         default_sampling: Mapping[str, Any] | None = None,
+        is_holding_text: bool = False,
     ) -> None:
         self.model_names: Sequence[str] = ("fake-1", "fake")
         self.max_model_len = max_model_len
@@ -54,6 +56,7 @@ class FakeService:
         self.fail_after: int | None = None
         self._step_s = step_s
         self._max_waiting = max_waiting
+        self._is_holding_text = is_holding_text
         self._slots = asyncio.Semaphore(max_running)
         self._num_waiting = 0
         self._kv_tokens = kv_tokens
@@ -134,6 +137,7 @@ class FakeService:
         limit = min(params.max_tokens or room, room)
         ends = dict.fromkeys(range(params.n), False)
         texts = dict.fromkeys(ends, "")
+        held = dict.fromkeys(ends, "")
         self.running[request.request_id] = num_prompt
         for step in range(limit):
             await asyncio.sleep(self._step_s)
@@ -145,6 +149,9 @@ class FakeService:
                 text, reason, stop = self._next(params, texts[index], token_id, step, limit)
                 texts[index] += text
                 ends[index] = reason is not None
+                if self._is_holding_text:
+                    is_held = step % 2 == 0 and reason is None
+                    text, held[index] = ("", held[index] + text) if is_held else (held[index] + text, "")
                 if self.broken is not None or self._gives_up:
                     reason, ends[index] = "abort" if self.broken is None else "error", True
                 yield GenerateOutput(
@@ -166,7 +173,7 @@ class FakeService:
     def _next(
         self, params: Any, so_far: str, token_id: int, step: int, limit: int
     ) -> tuple[str, FinishReason | None, str | int | None]:
-        text = self.token_bytes(token_id).decode()
+        text = self.token_bytes(token_id).decode("utf-8", "replace")
         for stop in params.stop:
             if stop in so_far + text:
                 end = (so_far + text).index(stop) + (len(stop) if params.include_stop_str_in_output else 0)

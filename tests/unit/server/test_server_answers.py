@@ -228,3 +228,32 @@ def test_nothing_is_held_after_any_mixture_of_ends() -> None:
 
     service, num_live = asyncio.run(run())
     assert (service.running, num_live) == ({}, 0)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_tokens_without_text_make_no_chunk_unless_logprobs_are_wanted(path: str) -> None:
+    body: dict[str, Any] = {"messages": HELLO} if path == CHAT else {"prompt": "x"}
+    body |= {"max_tokens": 6, "stream": True}
+    chunks = events(post(path, body, is_holding_text=True).text)[:-1]
+    assert len(chunks) == 3 + (path == CHAT)
+    body["logprobs"] = True if path == CHAT else 0
+    chunks = events(post(path, body, is_holding_text=True).text)[:-1]
+    assert len(chunks) == 6 + (path == CHAT)
+    assert all(chunk["choices"][0]["logprobs"] for chunk in chunks[-6:])
+
+
+def test_half_a_character_shows_as_its_bytes() -> None:
+    class Half(FakeService):
+        def token_bytes(self, token_id: int) -> bytes:
+            return b"\xe6\x97"
+
+    async def run() -> list[Any]:
+        async with client_of(create_app(Half(is_holding_text=True))) as client:
+            chat = {"messages": HELLO, "max_tokens": 1, "logprobs": True}
+            text = {"prompt": [5], "max_tokens": 1, "logprobs": 1}
+            return [(await client.post(path, json=body)).json() for path, body in ((CHAT, chat), (COMPLETIONS, text))]
+
+    chat, text = asyncio.run(run())
+    (entry,) = chat["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("\ufffd", [0xE6, 0x97])
+    assert text["choices"][0]["logprobs"]["tokens"] == ["bytes:\\xe6\\x97"]

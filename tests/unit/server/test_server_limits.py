@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's own settings, and texts that are given up before they are tokenized as a whole."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from ziggurat.engine.tokenizer import Tokenizer
+from ziggurat.errors import ConfigError
+from ziggurat.server.config import ServerConfig
+from ziggurat.server.engine_service import PIECE_CHARACTERS, WHOLE_CHARACTERS, refuse_hopeless
+from ziggurat.server.errors import PromptTooLong, error_object
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"port": -1},
+        {"port": 65536},
+        {"port": True},
+        {"host": ""},
+        {"shutdown_timeout": -1},
+        {"log_interval": 1e9},
+        {"body_timeout": 0},
+        {"max_body_bytes": 10},
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ServerConfig(**settings)
+
+
+class Words:
+    """A tokenizer that takes ``size`` characters per token and remembers how much it was given."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.num_characters = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.num_characters += len(text)
+        return [0] * -(-len(text) // self.size)
+
+
+def refuse(tokenizer: Words, num_characters: int, max_model_len: int) -> None:
+    refuse_hopeless(cast(Tokenizer, tokenizer), "a" * num_characters, max_model_len, "prompt")
+
+
+def test_a_hopeless_text_is_not_read_to_its_end() -> None:
+    tokenizer = Words(4)
+    with pytest.raises(PromptTooLong, match="maximum context length is 1000 tokens.*Counting stopped") as caught:
+        refuse(tokenizer, 4_000_000, 1000)
+    assert tokenizer.num_characters == PIECE_CHARACTERS
+    assert error_object(caught.value)["code"] == "context_length_exceeded"
+    assert 1000 < caught.value.num_prompt_tokens < 2 * PIECE_CHARACTERS
+
+
+@pytest.mark.parametrize(("num_characters", "max_model_len"), [(WHOLE_CHARACTERS, 10), (100_000, 100_000), (0, 10)])
+def test_short_texts_and_those_that_fit_anyhow_are_not_counted(num_characters: int, max_model_len: int) -> None:
+    tokenizer = Words(1)
+    refuse(tokenizer, num_characters, max_model_len)
+    assert tokenizer.num_characters == 0
+
+
+def test_a_text_that_fits_is_never_refused() -> None:
+    for size in (2, 5, 100):
+        num_characters = WHOLE_CHARACTERS * 4
+        refuse(Words(size), num_characters, -(-num_characters // size))
