@@ -18,7 +18,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NUM_REQUESTS = 9
-LOAD_S = 45
+LOAD_S = 12
 SENTENCE = "The road to the old tower goes along the river, and whoever walks it counts the steps of brick. "
 
 
