@@ -6,7 +6,8 @@
 //
 //   expert 0: rows 3 8 9 | expert 1: (none) | expert 2: rows 0 1 2 4 5 ..        x[rows[i] / x_divisor] -> out[rows[i]]
 //
-// An element of the linear has one accumulator and one order, as in linear.cpp: k from 0 upwards, one fused multiply-add each.
+// The product is that of linear/tile.h: an expert's rows have the bits of a plain linear with its matrix.
+#include "kernels/linear/tile.h"
 #include "kernels/parallel.h"
 #include "kernels/vec.h"
 
@@ -14,75 +15,15 @@ namespace zg {
 namespace ZG_ISA {
 namespace {
 
-constexpr int kMaxTileRows = 6;
-constexpr int64_t kRowBlockBytes = 256 * 1024;  // activations that stay in the second-level cache while panels pass by
-
-template <typename W, int kRows, int kPanels>
-void tile(const GroupedArgs& a, const W* w, const int32_t* rows, int64_t column) {
-  const int64_t panel_size = a.k * kPanelWidth;
-  const float* x[kRows];
-  for (int r = 0; r < kRows; ++r) x[r] = a.x + rows[r] / a.x_divisor * a.x_stride;
-  vec8 sums[kRows][kPanels][2];
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p) sums[r][p][0] = sums[r][p][1] = zero8();
-  constexpr int64_t kAhead = (kPanels == 1 ? 2048 : 512) / static_cast<int64_t>(sizeof(W));
-  for (int64_t k = 0; k < a.k; ++k) {
-    for (int p = 0; p < kPanels; ++p) {
-      __builtin_prefetch(w + p * panel_size + k * kPanelWidth + kAhead);
-      const vec8 left = load8(w + p * panel_size + k * kPanelWidth);
-      const vec8 right = load8(w + p * panel_size + k * kPanelWidth + 8);
-      for (int r = 0; r < kRows; ++r) {
-        const vec8 value = set8(x[r][k]);
-        sums[r][p][0] = fma8(value, left, sums[r][p][0]);
-        sums[r][p][1] = fma8(value, right, sums[r][p][1]);
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p)
-      for (int half = 0; half < 2; ++half)
-        store8(a.out + rows[r] * a.out_stride + column + p * kPanelWidth + half * 8, sums[r][p][half]);
-}
-
-// Panels [first, last) of one expert for `kRows` rows, in groups of kPanels.
-template <typename W, int kRows, int kPanels>
-void sweep(const GroupedArgs& a, const W* w, const int32_t* rows, int64_t first, int64_t last) {
-  const int64_t panel_size = a.k * kPanelWidth;
-  int64_t panel = first;
-  for (; panel + kPanels <= last; panel += kPanels) tile<W, kRows, kPanels>(a, w + panel * panel_size, rows, panel * kPanelWidth);
-  for (; panel < last; ++panel) tile<W, kRows, 1>(a, w + panel * panel_size, rows, panel * kPanelWidth);
-}
-
-template <typename W>
-void rows_by_panels(const GroupedArgs& a, const W* w, const int32_t* rows, int64_t num_rows, int64_t first, int64_t last) {
-  switch (num_rows) {
-    case 1: return sweep<W, 1, 4>(a, w, rows, first, last);
-    case 2: return sweep<W, 2, 2>(a, w, rows, first, last);
-    case 3: return sweep<W, 3, 2>(a, w, rows, first, last);
-    case 4: return sweep<W, 4, 1>(a, w, rows, first, last);
-    case 5: return sweep<W, 5, 1>(a, w, rows, first, last);
-    default: return sweep<W, 6, 1>(a, w, rows, first, last);
-  }
-}
-
-// The rows of one expert, dealt into tiles of nearly equal height, times some of its panels.
+// All rows of one expert times some of its panels.
 template <typename W>
 void expert_task(const GroupedArgs& a, int64_t expert, int64_t first, int64_t last) {
   const W* w = static_cast<const W*>(a.panels) + expert * (a.n / kPanelWidth) * a.k * kPanelWidth;
   const int32_t* rows = a.rows + a.row_starts[expert];
-  const int64_t num_rows = a.row_starts[expert + 1] - a.row_starts[expert];
-  const int64_t num_tiles = (num_rows + kMaxTileRows - 1) / kMaxTileRows;
-  if (num_tiles == 1) return rows_by_panels<W>(a, w, rows, num_rows, first, last);
-  const int64_t block_tiles = most(1, kRowBlockBytes / (kMaxTileRows * a.k * 4));
-  for (int64_t block = 0; block < num_tiles; block += block_tiles) {
-    const int64_t block_end = least(num_tiles, block + block_tiles);
-    for (int64_t panel = first; panel < last; ++panel) {
-      for (int64_t i = block; i < block_end; ++i) {
-        const int64_t row = i * num_rows / num_tiles;
-        rows_by_panels<W>(a, w, rows + row, (i + 1) * num_rows / num_tiles - row, panel, panel + 1);
-      }
-    }
-  }
+  product(
+      w, a.k, a.row_starts[expert + 1] - a.row_starts[expert], first, last,
+      [&](int64_t i) { return a.x + rows[i] / a.x_divisor * a.x_stride; },
+      [&](int64_t i, int64_t column, vec8 sum) { store8(a.out + rows[i] * a.out_stride + column, sum); });
 }
 
 template <typename W>
