@@ -219,5 +219,8 @@ inline vec8 tanh8(vec8 x) {
   return below8(magnitude, 0.625f, small, below8(x, 0.0f, sub8(zero8(), large), large));
 }
 
+// cap * tanh(x / cap), out of line: few models need it, and inner loops should not carry its code.
+__attribute__((noinline)) inline vec8 soft_cap8(vec8 x, float cap) { return mul8(tanh8(div8(x, set8(cap))), set8(cap)); }
+
 }  // namespace ZG_ISA
 }  // namespace zg

@@ -30,8 +30,6 @@ void rows(const GatedArgs& a) {
   });
 }
 
-inline vec8 capped(vec8 x, float cap) { return mul8(tanh8(div8(x, set8(cap))), set8(cap)); }
-
 }  // namespace
 
 void soft_cap(const SoftCapArgs& a) {
@@ -39,8 +37,8 @@ void soft_cap(const SoftCapArgs& a) {
     for (int64_t t = first; t < last; ++t) {
       float* x = a.x + t * a.x_stride;
       int64_t i = 0;
-      for (; i + 8 <= a.k; i += 8) store8(x + i, capped(load8(x + i), a.cap));
-      if (i < a.k) store_some8(x + i, capped(load_some8(x + i, a.k - i), a.cap), a.k - i);
+      for (; i + 8 <= a.k; i += 8) store8(x + i, soft_cap8(load8(x + i), a.cap));
+      if (i < a.k) store_some8(x + i, soft_cap8(load_some8(x + i, a.k - i), a.cap), a.k - i);
     }
   });
 }

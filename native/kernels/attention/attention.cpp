@@ -61,19 +61,25 @@ inline void score_keys(const float* const* q, const T* const* keys, int64_t d, v
     for (int j = 0; j < kKeys; ++j) parts[r][at + j] = sums[r][j];
 }
 
-// scores[r][j] = scale * q[r] . key[j] inside the span, softly capped if asked, minus infinity in the rest of its groups of eight.
+// scores[r][j] = scale * q[r] . key[j] inside the span, minus infinity in the rest of its groups of eight.
 template <typename T, int kRows>
-void score(const AttentionArgs& a, const float* const* q, const Tile<T>& tile, Span span, float scores[][kKVTile]) {
+void score(const float* const* q, const Tile<T>& tile, Span span, int64_t d, float scale, float scores[][kKVTile]) {
   constexpr int kKeys = kRows == 1 ? 8 : 4;  // eight chains either way
   for (int group = span.first / 8 * 8; group < span.last; group += 8) {
     vec8 parts[kRows][8];
-    for (int at = 0; at < 8; at += kKeys) score_keys<T, kRows, kKeys>(q, tile.keys + group + at, a.kv.head_dim, parts, at);
+    for (int at = 0; at < 8; at += kKeys) score_keys<T, kRows, kKeys>(q, tile.keys + group + at, d, parts, at);
     for (int r = 0; r < kRows; ++r) {
-      vec8 value = mul8(sums8(parts[r]), set8(a.scale));
-      if (a.softcap > 0.0f) value = mul8(tanh8(div8(value, set8(a.softcap))), set8(a.softcap));
+      const vec8 value = mul8(sums8(parts[r]), set8(scale));
       store8(scores[r] + group, keep8(value, span.first - group, span.last - group, -__builtin_inff()));
     }
   }
+}
+
+// score = softcap * tanh(score / softcap) inside the span; what lies outside of it stays minus infinity.
+void cap(float* scores, Span span, float softcap) {
+  for (int group = span.first / 8 * 8; group < span.last; group += 8)
+    store8(scores + group,
+           keep8(soft_cap8(load8(scores + group), softcap), span.first - group, span.last - group, -__builtin_inff()));
 }
 
 // Turns scores into weights, moves the row's maximum and sum on, and returns the factor of what was gathered so far.
@@ -117,7 +123,9 @@ void attend(const AttentionArgs& a, Rows& rows, int first_row, const Tile<T>& ti
   const int64_t d = a.kv.head_dim;
   alignas(32) float scores[kRows][kKVTile];
   float factors[kRows];
-  score<T, kRows>(a, rows.q + first_row, tile, span, scores);
+  score<T, kRows>(rows.q + first_row, tile, span, d, a.scale, scores);
+  if (a.softcap > 0.0f)
+    for (int r = 0; r < kRows; ++r) cap(scores[r], span, a.softcap);
   for (int r = 0; r < kRows; ++r)
     factors[r] = soften(scores[r], span, rows.maximum[first_row + r], rows.sum[first_row + r]);
   constexpr int kVecs = 8 / kRows;
