@@ -66,6 +66,11 @@ def test_commands_in_documents_exist(page: Path) -> None:
     assert not wrong
 
 
+def test_the_readme_has_a_row_for_every_verb() -> None:
+    text = " ".join(row[0] for row in rows(ROOT / "README.md"))
+    assert [verb for verb in VERBS if not re.search(rf"`{verb}\b", text)] == []
+
+
 def test_the_walk_finds_commands() -> None:
     found = _COMMAND.findall("ziggurat serve org/name --memory 1GiB --port=0 # a comment --no\nziggurat plan")
     assert found == [("serve", " org/name --memory 1GiB --port=0"), ("plan", "")]
