@@ -33,8 +33,10 @@ def run(argv: Sequence[str]) -> int:
     namespace = parser().parse(argv)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
+    from ziggurat.server.console import log_to_stderr
     from ziggurat.server.run import run_server
 
+    log_to_stderr()
     return run_server(server, lambda: _load(config))
 
 

@@ -91,7 +91,7 @@ def test_a_budget_that_is_too_small_is_one_line(folder: Path) -> None:
 
 def test_serve_prints_the_table_answers_and_drains(folder: Path) -> None:
     argv = [str(folder), "--port", "0", "--load-format", "dummy", "--memory", "64MiB", "--threads", "1"]
-    command = [sys.executable, "-m", "ziggurat", "serve", *argv, "--served-model-name", "tiny"]
+    command = [sys.executable, "-m", "ziggurat", "serve", *argv, "--served-model-name", "tiny", "--log-interval", "0.1"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         lines = until_ready(server)
@@ -107,7 +107,10 @@ def test_serve_prints_the_table_answers_and_drains(folder: Path) -> None:
             with urllib.request.urlopen(f"http://{url}{path}", timeout=30) as response:
                 assert response.status == 200, path
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        _, log = server.communicate(timeout=60)
+        assert server.returncode == 0
+        assert "KV usage" in log
+        assert "Traceback" not in log
     finally:
         server.kill()
         server.communicate()
