@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who advances time. Policies get ``now`` as a number; drivers get a Clock; nobody else reads the time.
 
-`WallClock` is real time. `VirtualClock` moves only when its owner says so, and `VirtualRuntime` is the event loop of every
+`WallClock` is real time, `SkippingClock` real time without the waiting.
+`VirtualClock` moves only when its owner says so, and `VirtualRuntime` is the event loop of every
 simulation: a heap of (time, sequence number, callback), so that ties are broken by the order of scheduling and by nothing else.
 """
 
@@ -35,6 +36,19 @@ class WallClock:
         delay_s = moment_s - time.monotonic()
         if delay_s > 0:
             time.sleep(delay_s)
+
+
+class SkippingClock:
+    """Real time for work, none for waiting: a sleep returns at once and moves the clock. For measurements whose idle gaps say nothing."""
+
+    def __init__(self) -> None:
+        self._skipped_s = 0.0
+
+    def now(self) -> float:
+        return time.monotonic() + self._skipped_s
+
+    def sleep_until(self, moment_s: float) -> None:
+        self._skipped_s += max(0.0, moment_s - self.now())
 
 
 class VirtualClock:
