@@ -9,7 +9,7 @@ import pytest
 
 from tests.null.catalog.virtual_rig import VirtualRig
 from ziggurat.catalog.claims import report
-from ziggurat.catalog.experiments import find_experiment
+from ziggurat.catalog.experiments import deepspeed_fastgen, find_experiment
 from ziggurat.catalog.experiments.deepspeed_fastgen import DeepSpeedFastGen, service_level
 from ziggurat.catalog.experiments.sarathi_serve import SarathiServe
 from ziggurat.catalog.serving import Judged, Limit, ratio, share_identical, variation
@@ -80,6 +80,15 @@ def test_fastgen_forwards_are_constant_where_the_baselines_are_not() -> None:
     assert found["p95-token-latency"]["ours"] < 1
     assert found["throughput-vs-sarathi"]["verdict"] == "holds"
     assert found["two-replicas-throughput"]["verdict"] == "pending"
+
+
+def test_a_full_run_takes_the_median_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(deepspeed_fastgen.REQUESTS_PER_PLACE, "full", 1)
+    monkeypatch.setitem(deepspeed_fastgen.NUM_ROUNDS, "full", 3)
+    rigs = [VirtualRig()]
+    found = rows(DeepSpeedFastGen(lambda: rigs[0]), "full")
+    assert rigs[0].num_runs == 3 * 3 + 3 * 2
+    assert "inconclusive" not in {row["verdict"] for row in found.values()}
 
 
 def test_the_service_level_follows_the_machine() -> None:
