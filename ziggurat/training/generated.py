@@ -73,13 +73,17 @@ def _task_source(task: Task, name: str, pool: WordPool) -> Source:
 
 
 def _chat_task(rng: np.random.Generator, length: int, tokenizer: Tokenizer, pool: WordPool) -> tuple[Ids, Mask]:
-    """A task asked by a user: context and question in the first message, further questions in later ones."""
+    """A task asked by a user: context and question in the first message, further questions in later ones.
+
+    The assistant answers in whole lines, the question first: what continues a line in the context continues it there too.
+    """
     names = TASKS.names()
     task = TASKS.get(names[int(rng.integers(len(names)))])
     num_questions = int(rng.integers(1, 4))
-    item = task(rng, pool, max(64, length - 4 * num_questions - 8), num_questions)
-    exchanges = [(item.context.strip() + "\n" + item.questions[0].prompt, item.questions[0].answer)]
-    exchanges += [(question.prompt, question.answer) for question in item.questions[1:]]
+    item = task(rng, pool, max(64, length - 12 * num_questions - 8), num_questions)
+    answers = [question.prompt.strip() + question.answer for question in item.questions]
+    exchanges = [(item.context.strip() + "\n" + item.questions[0].prompt, answers[0])]
+    exchanges += [(question.prompt, answer) for question, answer in zip(item.questions[1:], answers[1:], strict=True)]
     return _fit(*_render_chat(tokenizer, exchanges), length)
 
 

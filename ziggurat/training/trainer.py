@@ -69,6 +69,8 @@ class Trainer:
         """One optimizer step. Returns the step's loss, gradient norm and learning rate."""
         stage, position, started_s = self.stage, self.position, self.clock.now()
         assert stage is not None, "the recipe is finished"
+        if position.stage_tokens == 0:  # kept until here, so that log and model card have the last values of a stage
+            position.accuracy, position.loss = {}, {}
         batch = make_batch(self.sources, stage, self.config.seed, position.step)
         rate = learning_rate(stage, position, self.config.optimizer.warmup_steps)
         for group in self.optimizer.param_groups:
@@ -117,7 +119,6 @@ class Trainer:
         if is_learnt or position.stage_tokens >= stage.max_tokens:
             position.stage += 1
             position.stage_tokens = 0
-            position.accuracy, position.loss = {}, {}
 
 
 def uses_bf16(precision: str) -> bool:

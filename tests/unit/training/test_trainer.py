@@ -136,6 +136,14 @@ def test_a_stage_ends_when_learnt(tiny: TrainingConfig, tmp_path: Path) -> None:
     assert trainer.position.stage_tokens == 128
 
 
+def test_the_last_values_of_a_stage_outlive_it(tiny: TrainingConfig, tmp_path: Path) -> None:
+    whole = run(tiny, tmp_path)
+    assert whole.stage is None
+    assert set(whole.position.loss) == {"copy", "lookup"}
+    last = {record["stage"]: record for record in read_log(tmp_path) if record["event"] == "step"}
+    assert all(set(record["accuracy"]) == {"copy", "lookup"} for record in last.values())
+
+
 def test_learning_rate_warms_up_and_falls(tiny: TrainingConfig) -> None:
     stage = tiny.stages[0]
     start, middle = checkpoint.Position(step=0), checkpoint.Position(step=100, stage_tokens=stage.max_tokens // 2)
