@@ -29,12 +29,14 @@ class RunSummary:
     Attributes:
         held_out: nats per token on held-out text, by source.
         accuracies: rows of `TaskResult.as_dict`, if the tasks were evaluated.
+        note: what else is to be known of the run, one paragraph.
     """
 
     recipe: str
     position: Position
     held_out: dict[str, float]
     accuracies: tuple[dict[str, object], ...] = ()
+    note: str = ""
 
 
 def export_model(
@@ -81,6 +83,7 @@ def model_card(model: ProgramModel, config: TrainingConfig, summary: RunSummary)
         "",
         "**Licence.** Apache-2.0.",
         "",
+        *([f"**The run.** {summary.note}", ""] if summary.note else []),
         *_training_table(summary),
         *_accuracy_table(summary.accuracies),
         "",

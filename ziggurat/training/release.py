@@ -20,7 +20,7 @@ from ziggurat.training.interpreter import ProgramModel
 from ziggurat.training.run import load_or_make_tokenizer
 
 
-def release(config: TrainingConfig, run: Path, to: Path, results: Path | None = None) -> None:
+def release(config: TrainingConfig, run: Path, to: Path, results: Path | None = None, note: str = "") -> None:
     """Exports `run`'s checkpoint to the folder `to`; the model card quotes the rows of a results file if one is given.
 
     Raises:
@@ -32,7 +32,7 @@ def release(config: TrainingConfig, run: Path, to: Path, results: Path | None = 
     tokenizer = load_or_make_tokenizer(config, run)
     rows = tuple(json.loads(results.read_text(encoding="utf-8"))["rows"]) if results is not None else ()
     held_out = held_out_loss(model, tokenizer, config.texts)
-    summary = RunSummary(recipe=config.name, position=position, held_out=held_out, accuracies=rows)
+    summary = RunSummary(recipe=config.name, position=position, held_out=held_out, accuracies=rows, note=note)
     export_model(model, config, tokenizer, to, summary)
 
 
@@ -45,8 +45,9 @@ def main() -> int:
     parser.add_argument("--run", required=True, type=Path, help="folder with checkpoint.pt")
     parser.add_argument("--to", required=True, type=Path, help="model folder to write")
     parser.add_argument("--results", type=Path, default=None, help="results file whose rows go into the model card")
+    parser.add_argument("--note", default="", help="a paragraph on the run for the model card")
     arguments = parser.parse_args()
-    release(load_recipe(arguments.recipe), arguments.run, arguments.to, arguments.results)
+    release(load_recipe(arguments.recipe), arguments.run, arguments.to, arguments.results, arguments.note)
     return 0
 
 
