@@ -5,8 +5,10 @@ sharing, preemption or recompute shows as a wrong token."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
+from ziggurat.scheduling.null import NullExecutor
 from ziggurat.scheduling.protocol import Batch, BatchItem, SampledToken, StepResult
 
 START = b"start"
@@ -35,7 +37,7 @@ def expected_tokens(prompt_ids: Sequence[int], seed: int, num_tokens: int, vocab
 class HashingExecutor:
     """KV of a token = hash of the KV before it and of the token; the sampled token = hash of the last KV and the seed.
 
-    Every KV group holds the same values, so that windows and full groups check each other.
+    Every KV group holds the same values, so that windows and full groups check each other. Prompts are read as the null executor does.
     """
 
     def __init__(self, vocab_size: int = 256) -> None:
@@ -52,7 +54,7 @@ class HashingExecutor:
                 assert item.start + len(item.token_ids) == len(item.sample.prompt_ids) + len(item.sample.output_ids)
                 for seq_id, seed in zip(item.sample.seq_ids, item.sample.seeds, strict=True):
                     tokens[seq_id] = SampledToken(token_id=next_token(state, seed, self._vocab_size))
-        return StepResult(tokens=tokens)
+        return replace(NullExecutor().run(batch), tokens=tokens)
 
     def _write(self, item: BatchItem, group: int) -> bytes:
         size, table = item.kv.block_size, item.kv.tables[group]

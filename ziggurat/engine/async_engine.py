@@ -26,7 +26,7 @@ class OutputStream:
         self._owner = owner
         self._request = request
         self._queue: asyncio.Queue[GenerateOutput] = asyncio.Queue()
-        self._unfinished = set(range(request.params.n))
+        self._unfinished = set(range(request.params.num_sequences))
         self._is_closed = False
 
     def __aiter__(self) -> OutputStream:
@@ -106,7 +106,7 @@ class AsyncEngine:
         stream = OutputStream(self, request)
         # The streams must be known before the first output can arrive.
         self._streams[request_id] = stream
-        self._unfinished[request_id] = set(range(request.params.n))
+        self._unfinished[request_id] = set(range(request.params.num_sequences))
         self._is_idle.clear()
         added = self._driver.submit(request)
         try:

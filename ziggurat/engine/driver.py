@@ -98,7 +98,7 @@ class ThreadDriver:
             raise EngineError(f"request id {request.request_id!r} is in use")
         self._engine.add(request)
         self._open[request.request_id] = request
-        self._unfinished[request.request_id] = set(range(request.params.n))
+        self._unfinished[request.request_id] = set(range(request.params.num_sequences))
 
     def _run(self) -> None:
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
@@ -15,6 +15,7 @@ from ziggurat.engine.calibrate import calibrate_engine
 from ziggurat.engine.chat_template import ChatTemplate
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
+from ziggurat.engine.embedding import finish_embedding
 from ziggurat.engine.executor import Memory, PlanExecutor
 from ziggurat.engine.generation import GenerationDefaults
 from ziggurat.engine.interface import ModelInfo
@@ -23,7 +24,7 @@ from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.sizing import ModelSource, open_model, size
 from ziggurat.engine.tokenizer import Tokenizer
-from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
 from ziggurat.engine.weights import Progress, fill_random, read_checkpoint, weight_views
 from ziggurat.errors import EngineError, RequestError
@@ -46,13 +47,14 @@ _LOG = logging.getLogger(__name__)
 class _Continuation:
     """The outside of one sequence: its text and its totals."""
 
-    request: GenerateRequest
+    request: GenerateRequest | EmbedRequest
     index: int
     text: TextOutput
     arrival_s: float
     num_cached_tokens: int = 0
     queue_s: float | None = None
     num_output_tokens: int = 0
+    prompt_logprobs: list[SampledToken] = field(default_factory=list)
 
 
 class Engine:
@@ -138,12 +140,13 @@ class Engine:
 
     # ---- the loop
 
-    def add(self, request: GenerateRequest) -> None:
-        """See `EngineInterface.add`."""
+    def add(self, request: GenerateRequest | EmbedRequest) -> None:
+        """See `EngineInterface.add`; texts to be embedded go the same way."""
         self._check_open()
         self._check_ids(request)
         arrival_s = self._clock.now()
-        seq_ids = self.core.add(request, arrival_s)
+        pooling = request.pooling if isinstance(request, EmbedRequest) else None
+        seq_ids = self.core.add(request, arrival_s, pooling=pooling)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
             detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
@@ -171,6 +174,8 @@ class Engine:
             self._note_admission(admission, started_s)
         if done.error is not None:
             _LOG.error("%s", done.error, exc_info=done.error)
+        for scored in done.prompt_logprobs:
+            self._continuations[scored.seq_id].prompt_logprobs += scored.tokens
         ended = {each.seq_id: each for each in done.finished}
         outputs += [self._on_token(new, ended.pop(new.seq_id, None)) for new in done.tokens]
         outputs += [self._on_end(end) for end in ended.values()]
@@ -243,7 +248,7 @@ class Engine:
         if not self._is_open:
             raise EngineError("the engine is closed")
 
-    def _check_ids(self, request: GenerateRequest) -> None:
+    def _check_ids(self, request: GenerateRequest | EmbedRequest) -> None:
         size, params = self.model.vocab_size, request.params
         _check_range(request.prompt_ids, size, "prompt", "prompt token")
         _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")
@@ -252,7 +257,7 @@ class Engine:
     def _note_admission(self, admission: Admission, now_s: float) -> None:
         first = self._continuations[admission.seq_id]
         if not admission.is_readmission:
-            for index in range(first.request.params.n):
+            for index in range(first.request.params.num_sequences):
                 member = self._continuations.get(f"{admission.request_id}/{index}")
                 if member is not None:
                     member.num_cached_tokens = admission.num_cached_tokens
@@ -289,7 +294,13 @@ class Engine:
     def _on_end(self, end: Finished) -> GenerateOutput:
         """The end of a sequence without a token in this step."""
         continuation = self._continuations.pop(end.seq_id)
-        return self._output(continuation, continuation.text.finish(), (), end.reason, None, end.error)
+        request, embedding = continuation.request, None
+        if isinstance(request, EmbedRequest) and end.pooled is not None:
+            embedding = finish_embedding(
+                end.pooled, len(request.prompt_ids), request.pooling, normalize=request.normalize
+            )
+        text = continuation.text.finish()
+        return self._output(continuation, text, (), end.reason, None, end.error, embedding)
 
     def _output(
         self,
@@ -299,7 +310,9 @@ class Engine:
         reason: FinishReason | None,
         stop_reason: str | int | None,
         error: str | None = None,
+        embedding: Sequence[float] | None = None,
     ) -> GenerateOutput:
+        prompt_logprobs, continuation.prompt_logprobs = tuple(continuation.prompt_logprobs), []
         return GenerateOutput(
             request_id=continuation.request.request_id,
             index=continuation.index,
@@ -312,6 +325,8 @@ class Engine:
             num_output_tokens=continuation.num_output_tokens,
             error=error,
             queue_s=continuation.queue_s,
+            prompt_logprobs=prompt_logprobs,
+            embedding=embedding,
         )
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
+from ziggurat.engine.reading import read_prompts
+from ziggurat.engine.rotary import all_rope_tables
 from ziggurat.engine.sampler import Sampler
 from ziggurat.engine.tape import CallRecorder, TapeShelf
 from ziggurat.engine.weights import arena_view
@@ -45,7 +47,6 @@ from ziggurat.programs.plan import (
     Step,
 )
 from ziggurat.programs.program import KVGroup
-from ziggurat.programs.rope import RopeSpec
 from ziggurat.scheduling.protocol import Batch, SampledToken, SampleRequest, StepResult
 
 Values = Sequence[Tensor]
@@ -53,7 +54,6 @@ Values = Sequence[Tensor]
 Call = Callable[[Values, StepInputs], None]
 Rows = NDArray[np.float32]
 
-_ROPE_SLICE_POSITIONS = 4096
 _MAX_TAPES = 32
 
 
@@ -89,8 +89,8 @@ class PlanExecutor:
         self._tapes = TapeShelf(_MAX_TAPES)
         self._memory = memory
         self._inputs = InputBuilder(plan.limits, len(plan.program.kv_groups()))
-        self._sampler = Sampler(plan.program.vocab_size)
-        self._ropes = _all_rope_tables(plan, memory.tables)
+        self._sampler = Sampler(plan.program.vocab_size, plan.limits.max_num_seqs)
+        self._ropes = all_rope_tables(plan, memory.tables)
         self._pools = [arena_view(pool, 0, pool.num_bytes, torch.uint8) for pool in memory.pools]
         self._kv = self._kv_layers()
         self._bases: list[tuple[Tensor, str]] = []
@@ -98,13 +98,20 @@ class PlanExecutor:
         split = next(i for i, step in enumerate(plan.steps) if isinstance(step, SelectStep))
         self._body = [self._bind(step) for step in plan.steps[:split]]
         self._head = [self._bind(step) for step in plan.steps[split:]]
+        # Rows, then the final norm; what follows makes logits of them.
+        norms = [step for step in plan.steps[split:] if isinstance(step, NormStep)]
+        self._num_hidden_calls = plan.steps[split:].index(norms[-1]) + 1
+        self._hidden = self._slots[norms[-1].out]
+        self._num_tokens = 0
         self.num_steps = 0
 
     def run(self, batch: Batch) -> StepResult:
-        """Copies, one ragged forward, then sampling of the rows that ask for it."""
+        """Copies, one ragged forward, then sampling of the rows that ask for it, then the prompt rows that are read."""
         try:
             logits, samples = self.forward(batch)
             result = self._sample(logits.numpy(), samples)
+            if any(item.read is not None for item in batch.items):
+                result = read_prompts(batch, result, self._sampler, self.rows, self.plan.limits.max_num_seqs)
         except Exception as error:
             raise EngineError(f"step {batch.step} failed: {type(error).__name__}: {error}") from error
         self.num_steps += 1
@@ -133,17 +140,24 @@ class PlanExecutor:
             if self._recorder is not None and self._recorder.tape is not None:
                 self._tapes.keep(key, self._recorder.tape)
                 self._recorder.tape = None
+        self._num_tokens = shape.num_tokens
         base, _ = self._bases[self._slots[self.plan.logits]]
         return base[: shape.num_rows], shape.samples
 
+    def rows(self, rows: Sequence[int], *, is_hidden: bool) -> Rows:
+        """Further rows of the last forward: logits fp32 [R, vocab], or hidden states [R, hidden] after the final norm.
+
+        At most ``max_num_seqs`` at a time: they go through the head's own buffers. A view, valid until the next call.
+        """
+        inputs = self._inputs.select(rows, self._num_tokens)
+        values = self._cut(self._num_tokens, len(rows))
+        for call in self._head[: self._num_hidden_calls] if is_hidden else self._head:
+            call(values, inputs)
+        out: Rows = values[self._hidden if is_hidden else self._slots[self.plan.logits]].numpy()
+        return out
+
     def _compute(self, shape: StepShape, is_kept: bool) -> None:
-        inputs = self._inputs.views(shape)
-        counts = {
-            TOKENS: shape.num_tokens,
-            ROWS: shape.num_rows,
-            ROUTED: shape.num_tokens * self.plan.program.top_k,
-        }
-        values = [base[: counts[leading]] for base, leading in self._bases]
+        inputs, values = self._inputs.views(shape), self._cut(shape.num_tokens, shape.num_rows)
         if self._recorder is not None:
             self._recorder.tape = [] if is_kept else None
         for call in self._body:
@@ -151,6 +165,10 @@ class PlanExecutor:
         if shape.num_rows:
             for call in self._head:
                 call(values, inputs)
+
+    def _cut(self, num_tokens: int, num_rows: int) -> Values:
+        counts = {TOKENS: num_tokens, ROWS: num_rows, ROUTED: num_tokens * self.plan.program.top_k}
+        return [base[: counts[leading]] for base, leading in self._bases]
 
     def _copy(self, copies: Sequence[CopyOp]) -> None:
         for group in self.plan.program.kv_groups():
@@ -363,28 +381,3 @@ def _select_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
 
 def _layer_bytes(group: KVGroup, head_bytes: int) -> int:
     return 2 * group.num_kv_heads * head_bytes
-
-
-def _all_rope_tables(plan: Plan, arena: Arena) -> list[tuple[Tensor, Tensor]]:
-    """The tables of every rotary embedding, one after another in the arena."""
-    num_positions, offset, tables = plan.limits.max_model_len, 0, []
-    for rope in plan.program.ropes:
-        tables.append(rope_tables(rope, num_positions, arena, offset))
-        offset += rope.table_bytes(num_positions)
-    return tables
-
-
-def rope_tables(rope: RopeSpec, num_positions: int, arena: Arena, offset: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines fp32 [num_positions, dim / 2], written into the arena from byte ``offset``. Angles are taken in fp64."""
-    half_bytes = rope.table_bytes(num_positions) // 2
-    cos, sin = (
-        arena_view(arena, place, half_bytes, torch.float32).view(num_positions, rope.dim // 2)
-        for place in (offset, offset + half_bytes)
-    )
-    frequencies = torch.tensor(rope.frequencies, dtype=torch.float64)
-    for start in range(0, num_positions, _ROPE_SLICE_POSITIONS):
-        end = min(start + _ROPE_SLICE_POSITIONS, num_positions)
-        angles = torch.arange(start, end, dtype=torch.float64)[:, None] * frequencies
-        cos[start:end] = angles.cos() * rope.attention_scaling
-        sin[start:end] = angles.sin() * rope.attention_scaling
-    return cos, sin

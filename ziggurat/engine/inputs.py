@@ -12,6 +12,7 @@ Example: two sequences, block size 4; A decodes token 5, B prefills tokens 0..2:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,13 @@ class InputBuilder:
             slots=tuple(torch.from_numpy(slots[:num_tokens]) for slots in self._slots),
             rows=torch.from_numpy(self._rows[: shape.num_rows]),
         )
+
+    def select(self, rows: Sequence[int], num_tokens: int) -> StepInputs:
+        """Inputs of the head alone, for further rows of a step of ``num_tokens`` tokens that has run. At most ``max_num_seqs``."""
+        assert len(rows) <= len(self._rows), f"{len(rows)} rows at once for {self._limits}"
+        assert 0 <= min(rows) <= max(rows) < num_tokens, f"rows outside the step's {num_tokens} tokens"
+        self._rows[: len(rows)] = rows
+        return self.views(StepShape(num_tokens=0, num_seqs=0, num_rows=len(rows), samples=()))
 
     def _place(self, index: int, item: BatchItem, start: int) -> int:
         """One sequence's rows ``[start, end)``; returns their end."""

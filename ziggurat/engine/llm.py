@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ziggurat.engine.chat_template import Message, missing_template
 from ziggurat.engine.config import EMBEDDED_MODEL, EngineConfig
+from ziggurat.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
 from ziggurat.engine.engine import Engine
-from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.ranking import Ranking
+from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.errors import ConfigError, EngineError, QueueFull, RequestError
 from ziggurat.registry import nearest
-from ziggurat.scheduling.protocol import SampledToken
+from ziggurat.scheduling.protocol import Pooling, SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
 
 Prompt: TypeAlias = str | Sequence[int]
 Logprobs: TypeAlias = list[dict[int, float]]
 """Per token: token id -> log-probability, of the sampled token and of the alternatives asked for."""
+R = TypeVar("R", GenerateRequest, EmbedRequest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +60,9 @@ class RequestOutput:
 
     Attributes:
         prompt: None when the prompt was given as token ids.
+        outputs: in order of their index; with ``best_of``, the n best, best first.
         num_cached_tokens: prompt tokens whose KV was there already.
+        prompt_logprobs: None unless ``SamplingParams.prompt_logprobs`` was set; one entry per token of the prompt, None for the first.
     """
 
     request_id: str
@@ -66,6 +71,28 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
     num_cached_tokens: int = 0
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+
+
+@dataclass(slots=True)
+class _Generation:
+    """A result in the making. All sampled continuations are here; `finish` keeps those that were asked for."""
+
+    result: RequestOutput
+    ranking: Ranking = field(default_factory=Ranking)
+
+    def take(self, output: GenerateOutput, now_s: float) -> None:
+        """New tokens and endings."""
+        self.ranking.add(output.index, output.tokens)
+        _take(self.result, output, now_s)
+
+    def finish(self, params: SamplingParams) -> RequestOutput:
+        """The n continuations; with ``best_of`` they are numbered by their rank."""
+        if params.is_ranked:
+            self.result.outputs = [self.result.outputs[index] for index in self.ranking.best(params.n)]
+            for rank, completion in enumerate(self.result.outputs):
+                completion.index = rank
+        return self.result
 
 
 class LLM:
@@ -106,8 +133,57 @@ class LLM:
         """
         many = _as_prompts(prompts)
         params = self._params(sampling_params, len(many))
-        requests = [self._request(prompt, each) for prompt, each in zip(many, params, strict=True)]
-        return self._run(many, requests)
+        requests = [
+            GenerateRequest(request_id=self._new_id(), prompt_ids=self._ids(prompt), params=each)
+            for prompt, each in zip(many, params, strict=True)
+        ]
+        results: dict[str, _Generation] = {}
+        prompt_of = {request.request_id: prompt for request, prompt in zip(requests, many, strict=True)}
+
+        def on_added(request: GenerateRequest) -> None:
+            result = _new_result(request, prompt_of[request.request_id], self.engine.now())
+            results[request.request_id] = _Generation(result)
+
+        self._run(requests, on_added, lambda output: results[output.request_id].take(output, self.engine.now()))
+        return [results[request.request_id].finish(request.params) for request in requests]
+
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """Embed one text or many, given as text or as token ids; answers come in the order of the texts.
+
+        Args:
+            pooling: ``mean`` of the hidden states after the final norm, or those of the ``last`` token. A mean computes every token
+                of every text; ``last`` reuses cached prefixes.
+            normalize: scale to length 1.
+
+        Raises:
+            RequestError: a text is empty or too long, or a setting is wrong; nothing of the call goes on running.
+            EngineError: a step failed.
+        """
+        many = _as_prompts(texts)
+        requests = [
+            EmbedRequest(request_id=self._new_id(), prompt_ids=self._ids(text), pooling=pooling, normalize=normalize)
+            for text in many
+        ]
+        outputs: dict[str, GenerateOutput] = {}
+
+        def take(output: GenerateOutput) -> None:
+            if output.embedding is None:
+                raise EngineError(output.error or f"request {output.request_id} failed")
+            outputs[output.request_id] = output
+
+        self._run(requests, lambda request: None, take)
+        return [
+            EmbeddingRequestOutput(
+                request_id=request.request_id,
+                prompt=text if isinstance(text, str) else None,
+                prompt_token_ids=list(request.prompt_ids),
+                outputs=EmbeddingOutput(embedding=list(outputs[request.request_id].embedding or ())),
+                num_cached_tokens=outputs[request.request_id].num_cached_tokens,
+            )
+            for request, text in zip(requests, many, strict=True)
+        ]
 
     def chat(
         self,
@@ -169,51 +245,59 @@ class LLM:
             )
         return asked
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> GenerateRequest:
-        if isinstance(prompt, str):
-            tokenizer = self.engine.tokenizer
-            if tokenizer is None:
-                raise RequestError("this model has no tokenizer; give the prompt as token ids", param="prompt")
-            ids: Sequence[int] = tokenizer.encode(prompt)
-        else:
-            ids = list(prompt)
+    def _new_id(self) -> str:
         self._num_requests += 1
-        return GenerateRequest(request_id=f"llm-{self._num_requests}", prompt_ids=ids, params=params)
+        return f"llm-{self._num_requests}"
 
-    def _run(self, prompts: Sequence[Prompt], requests: Sequence[GenerateRequest]) -> list[RequestOutput]:
-        """Feeds the queue as it empties; results come back in the order of the prompts."""
-        results: dict[str, RequestOutput] = {}
-        waiting = list(reversed(list(zip(prompts, requests, strict=True))))
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.engine.tokenizer is None:
+            raise RequestError("this model has no tokenizer; give the prompt as token ids", param="prompt")
+        return self.engine.tokenizer.encode(prompt)
+
+    def _run(
+        self, requests: Sequence[R], on_added: Callable[[R], None], take: Callable[[GenerateOutput], None]
+    ) -> None:
+        """Feeds the queue as it empties, until every request has ended."""
+        added: list[str] = []
+        waiting = list(reversed(requests))
         try:
             while waiting or self.engine.has_work:
-                while waiting and self._has_added(*waiting[-1], results):
-                    waiting.pop()
+                while waiting and self._has_added(waiting[-1]):
+                    request = waiting.pop()
+                    added.append(request.request_id)
+                    on_added(request)
                 for output in self.engine.step():
-                    _take(results[output.request_id], output, self.engine.now())
+                    take(output)
         except BaseException:
             # Whatever ends the call, an interrupt included, nothing of it stays in the engine.
-            for request_id in results:
+            for request_id in added:
                 self.engine.abort(request_id)
             self.engine.step()
             raise
-        return [results[request.request_id] for request in requests]
 
-    def _has_added(self, prompt: Prompt, request: GenerateRequest, results: dict[str, RequestOutput]) -> bool:
+    def _has_added(self, request: GenerateRequest | EmbedRequest) -> bool:
         try:
             self.engine.add(request)
         except QueueFull:
             return False
-        results[request.request_id] = RequestOutput(
-            request_id=request.request_id,
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=list(request.prompt_ids),
-            outputs=[
-                CompletionOutput(index=index, logprobs=None if request.params.logprobs is None else [])
-                for index in range(request.params.n)
-            ],
-            metrics=RequestMetrics(arrival_s=self.engine.now()),
-        )
         return True
+
+
+def _new_result(request: GenerateRequest, prompt: Prompt, now_s: float) -> RequestOutput:
+    params = request.params
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=list(request.prompt_ids),
+        outputs=[
+            CompletionOutput(index=index, logprobs=None if params.logprobs is None else [])
+            for index in range(params.num_sequences)
+        ],
+        metrics=RequestMetrics(arrival_s=now_s),
+        prompt_logprobs=None if params.prompt_logprobs is None else [None],
+    )
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -230,6 +314,8 @@ def _take(result: RequestOutput, output: GenerateOutput, now_s: float) -> None:
     completion.token_ids += [token.token_id for token in output.tokens]
     if completion.logprobs is not None:
         completion.logprobs += [_logprobs(token) for token in output.tokens]
+    if result.prompt_logprobs is not None:
+        result.prompt_logprobs += [_logprobs(token) for token in output.prompt_logprobs]
     result.num_cached_tokens = output.num_cached_tokens
     if output.tokens and metrics.first_token_s is None:
         metrics.first_token_s = now_s
@@ -247,4 +333,4 @@ def _logprobs(token: SampledToken) -> dict[int, float]:
     return values
 
 
-__all__ = ["LLM", "CompletionOutput", "RequestMetrics", "RequestOutput"]
+__all__ = ["LLM", "CompletionOutput", "EmbeddingOutput", "EmbeddingRequestOutput", "RequestMetrics", "RequestOutput"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a row of logits to tokens: one row at a time, in scratch space taken once.
 
-Order of operations, vLLM's: log-probabilities of the untouched logits (for reports) | logit bias, minimum length | repetition,
-frequency and presence penalties | greedy, or temperature | min-p | top-k | top-p | draw.
+Order of operations, vLLM's: log-probabilities of the untouched logits (for reports) | logits mask | logit bias, minimum length |
+repetition, frequency and presence penalties | greedy, or temperature | min-p | top-k | top-p | draw.
 
 The draw is counter-based: Philox keyed by (seed, position of the token). So a token depends on its own row, its own seed and its own
 position, never on the batch, the step or a preemption. Ties go to the lowest token id.
@@ -11,10 +11,12 @@ position, never on the batch, the step or a preemption. Ties go to the lowest to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ziggurat.engine.structured import MaskStates
 from ziggurat.errors import EngineError
 from ziggurat.scheduling.protocol import SampledToken, SampleRequest
 from ziggurat.scheduling.sampling import SamplingParams
@@ -45,10 +47,15 @@ def uniform(seed: int, position: int) -> float:
 
 
 class Sampler:
-    """Samples rows of ``vocab_size`` logits. Not thread-safe: rows share one scratch space of 16 bytes per vocabulary entry."""
+    """Samples rows of ``vocab_size`` logits. Not thread-safe: rows share one scratch space of 16 bytes per vocabulary entry.
 
-    def __init__(self, vocab_size: int) -> None:
+    Args:
+        max_mask_states: states of logits masks to keep: as many as sequences run at once.
+    """
+
+    def __init__(self, vocab_size: int, max_mask_states: int = 1) -> None:
         self.vocab_size = vocab_size
+        self._masks = MaskStates(vocab_size, max_mask_states)
         self._scores: F64 = np.empty(vocab_size, dtype=np.float64)
         self._weights: F64 = np.empty(vocab_size, dtype=np.float64)
 
@@ -62,14 +69,12 @@ class Sampler:
             EngineError: the row has NaN, or nothing is left to choose from.
         """
         params = request.params
-        best_id = int(row.argmax())  # the first NaN, if there is one
-        best = float(row[best_id])
-        if np.isnan(best) or best == np.inf:
-            raise EngineError(f"the model's logits of sequence {request.seq_ids[0]!r} hold NaN or infinity")
-        if params.temperature == 0 and params.logprobs is None and not _is_adjusted(request):
+        best_id = _best(row, request.seq_ids[0])
+        num_top = 0 if params.logprobs is None and params.is_ranked else params.logprobs
+        if params.temperature == 0 and num_top is None and not _is_adjusted(request):
             return [SampledToken(token_id=best_id)] * len(request.seeds)
         np.copyto(self._scores, row)
-        report = None if params.logprobs is None else _Logprobs(row, self._scores, self._weights, params.logprobs)
+        report = None if num_top is None else _Logprobs(row, self._scores, self._weights, num_top)
         position = len(request.prompt_ids) + len(request.output_ids)
         self._adjust(request)
         if params.temperature == 0:
@@ -80,9 +85,22 @@ class Sampler:
             tokens = self._draw(params, [uniform(seed, position) for seed in request.seeds], request.seq_ids[0])
         return [SampledToken(token_id=token) if report is None else report.of(token) for token in tokens]
 
+    def score(self, row: F32, token_id: int, num_top: int, seq_id: str) -> SampledToken:
+        """How likely ``token_id`` is by a row of logits, with its rank (1: none is more likely) and ``num_top`` alternatives.
+
+        Raises:
+            EngineError: the row has NaN.
+        """
+        _best(row, seq_id)
+        np.copyto(self._scores, row)
+        token = _Logprobs(row, self._scores, self._weights, num_top).of(token_id)
+        return replace(token, rank=1 + int(np.count_nonzero(row > row[token_id])))
+
     def _adjust(self, request: SampleRequest) -> None:
-        """Bias, minimum length and penalties, in place."""
+        """Mask, bias, minimum length and penalties, in place."""
         params, scores = request.params, self._scores
+        if (allowed := self._masks.allowed(request)) is not None:
+            np.copyto(scores, -np.inf, where=np.logical_not(allowed, out=allowed))
         for token_id, bias in params.logit_bias.items():
             scores[token_id] += bias
         if len(request.output_ids) < params.min_tokens:
@@ -116,10 +134,19 @@ class Sampler:
         return ordered if kept is None else [int(kept[place]) for place in ordered]
 
 
+def _best(row: F32, seq_id: str) -> int:
+    """The best token of a row of numbers; the lowest among equals."""
+    best_id = int(row.argmax())  # the first NaN, if there is one
+    if np.isnan(row[best_id]) or row[best_id] == np.inf:
+        raise EngineError(f"the model's logits of sequence {seq_id!r} hold NaN or infinity")
+    return best_id
+
+
 def _is_adjusted(request: SampleRequest) -> bool:
     params = request.params
     return bool(
         params.logit_bias
+        or params.logits_mask is not None
         or len(request.output_ids) < params.min_tokens
         or params.repetition_penalty != 1
         or params.frequency_penalty

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ziggurat.scheduling.protocol import SampledToken
+from ziggurat.errors import RequestError
+from ziggurat.scheduling.protocol import Pooling, SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -30,6 +31,32 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """One text to be embedded. It ends with one output, reason ``stop``, that has the embedding.
+
+    Attributes:
+        pooling: ``mean`` of the hidden states after the final norm, or those of the ``last`` token. A cached prefix has keys and
+            values but no hidden states, so ``mean`` takes nothing from the prefix cache; ``last`` does.
+        normalize: scale to length 1 (a vector of zeros stays as it is).
+        priority, cache_salt: as in `GenerateRequest`.
+    """
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+
+    params: ClassVar[SamplingParams] = SamplingParams()
+    """Nothing is sampled; here so that it can pass for an `EngineRequest`."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "last"):
+            raise RequestError(f"pooling must be 'mean' or 'last', got {self.pooling!r}", param="pooling")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOutput:
     """New text of one continuation since the last output.
 
@@ -42,6 +69,8 @@ class GenerateOutput:
         num_prompt_tokens, num_cached_tokens, num_output_tokens: totals so far, for ``usage``.
         error: message when finish_reason is ``error``.
         queue_s: seconds from arrival to first scheduling, once that is known.
+        prompt_logprobs: with the first output of continuation 0, if they were asked for: of every token of the prompt but the first.
+        embedding: of an `EmbedRequest`, with its last output: fp32 [hidden].
     """
 
     request_id: str
@@ -55,3 +84,5 @@ class GenerateOutput:
     num_output_tokens: int
     error: str | None = None
     queue_s: float | None = None
+    prompt_logprobs: tuple[SampledToken, ...] = ()
+    embedding: Sequence[float] | None = None

@@ -67,10 +67,14 @@ class KVStore(Protocol):
     """Why the last `open` did not find more cached; None when it could not have."""
 
     def open(self, seq_id: str, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
-        """Start a sequence, taking over the longest cached prefix (never all of its tokens). Returns the cached tokens."""
+        """Start a sequence, taking over the longest cached prefix (never all of its tokens). Returns the cached tokens.
+
+        Args:
+            max_cached: the most tokens to take over, rounded down to whole blocks; None is no limit.
+        """
         ...
 
-    def match(self, token_ids: Sequence[int], *, salt: str = "") -> int:
+    def match(self, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
         """How many tokens ``open`` would find cached, without taking anything."""
         ...
 
@@ -86,7 +90,9 @@ class KVStore(Protocol):
         """Blocks that ``reserve(seq_id, num_tokens)`` would take (copy-on-write included)."""
         ...
 
-    def needed_to_open(self, token_ids: Sequence[int], num_tokens: int, *, salt: str = "") -> tuple[int, ...]:
+    def needed_to_open(
+        self, token_ids: Sequence[int], num_tokens: int, *, salt: str = "", max_cached: int | None = None
+    ) -> tuple[int, ...]:
         """Blocks that ``open`` followed by ``reserve(num_tokens)`` would remove from ``free_blocks()``: new ones, and cached ones
         that become pinned."""
         ...

@@ -78,9 +78,9 @@ class PagedKVStore:
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    def match(self, token_ids: Sequence[int], *, salt: str = "") -> int:
-        """How many tokens `open` would find cached, without taking anything."""
-        return self._find(token_ids, salt, None)[1] * self.block_size
+    def match(self, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
+        """Tokens `open` would find cached; takes nothing."""
+        return self._find(token_ids, salt, max_cached)[1] * self.block_size
 
     def free_blocks(self) -> tuple[int, ...]:
         """Blocks that can be had now: free ones and evictable cached ones."""
@@ -94,9 +94,11 @@ class PagedKVStore:
         """Blocks that ``reserve(seq_id, num_tokens)`` would take (copy-on-write included)."""
         return self._needed(self.sequences[seq_id], num_tokens)
 
-    def needed_to_open(self, token_ids: Sequence[int], num_tokens: int, *, salt: str = "") -> tuple[int, ...]:
+    def needed_to_open(
+        self, token_ids: Sequence[int], num_tokens: int, *, salt: str = "", max_cached: int | None = None
+    ) -> tuple[int, ...]:
         """Blocks that `open` followed by ``reserve(num_tokens)`` would remove from `free_blocks`."""
-        path, num_usable = self._find(token_ids, salt, None)
+        path, num_usable = self._find(token_ids, salt, max_cached)
         num_new = ceil_div(num_tokens, self.block_size)
         needed = []
         for group, pool in enumerate(self.cache.pools):
@@ -144,10 +146,7 @@ class PagedKVStore:
     def open(self, seq_id: str, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
         """Start a sequence with the longest cached prefix, in whole blocks, never all of its tokens.
 
-        ``last_miss_reason`` says afterwards why it was not longer; None when it could not be longer.
-
-        Returns:
-            The cached tokens; they count as computed.
+        Returns the cached tokens; they count as computed. ``last_miss_reason`` says afterwards why there are not more.
         """
         assert seq_id not in self.sequences, f"sequence {seq_id} is open"
         path, num_usable = self._find(token_ids, salt, max_cached)

@@ -326,13 +326,15 @@ class _Lowering:
         )
 
     def place_buffers(self, limits: Limits, result: str) -> tuple[dict[str, Buffer], int]:
-        """Offsets in the workspace; the result is read after the last step, by the sampler."""
+        """Offsets in the workspace. The result is read after the last step, by the sampler; so is what rows are selected from,
+        because further rows may be selected from it, piece by piece (a prompt's log-probabilities, embeddings)."""
         tokens = limits.max_num_batched_tokens
         rows = {ops.TOKENS: tokens, ROUTED: tokens * self.program.top_k, ROWS: limits.max_num_seqs}
+        kept = {result, *(step.x for step in self.steps if isinstance(step, SelectStep))}
         intervals: dict[str, Interval] = {}
         for name, used in self.uses.items():
             leading, width = self.shapes[name]
-            last = len(self.steps) + 1 if name == result else used[-1] + 1
+            last = len(self.steps) + 1 if name in kept else used[-1] + 1
             intervals[name] = Interval(first=used[0], last=last, num_bytes=FP32.num_bytes((rows[leading], width)))
         offsets, total = place(intervals)
         buffers = {

@@ -26,7 +26,8 @@ def output_limit(
     """How many tokens a request may generate.
 
     An explicit ``max_tokens`` is kept or refused, never changed; None takes what the context limit and the pool leave.
-    The last token of a text is never fed back, so P prompt and M output tokens need KV for P + M - 1.
+    The last token of a text is never fed back, so P prompt and M output tokens need KV for P + M - 1; with M = 0 (the prompt is
+    only read) for P.
 
     Raises:
         RequestError: empty prompt.
@@ -36,30 +37,31 @@ def output_limit(
     if num_prompt_tokens == 0:
         raise RequestError("the prompt is empty: send at least one token", param="prompt", code="empty_prompt")
     left = max_model_len - num_prompt_tokens
-    if left < (max_tokens or 1):
+    wanted = 1 if max_tokens is None else max_tokens
+    if left < wanted:
         raise ContextLengthExceeded(
             max_model_len=max_model_len,
             num_prompt_tokens=num_prompt_tokens,
-            num_output_tokens=max_tokens or 1,
-            param="prompt" if left < 1 else "max_tokens",
+            num_output_tokens=wanted,
+            param="prompt" if left < min(1, wanted) else "max_tokens",
         )
     # The most output tokens that fit, by bisection: peak_blocks grows with the length.
-    fitting, above = 0, (max_tokens or left) + 1
+    fitting, above = 0, (left if max_tokens is None else max_tokens) + 1
     while above - fitting > 1:
         middle = (fitting + above) // 2
         if fits_alone(store, num_prompt_tokens + middle - 1):
             fitting = middle
         else:
             above = middle
-    if fitting < (max_tokens or 1):
-        raise _too_large(store, num_prompt_tokens, max_tokens or 1, fitting, block_bytes)
+    if fitting < wanted or not fits_alone(store, num_prompt_tokens):
+        raise _too_large(store, num_prompt_tokens, wanted, fitting, block_bytes)
     return fitting
 
 
 def _too_large(
     store: KVStore, num_prompt_tokens: int, max_tokens: int, fitting: int, block_bytes: Sequence[int]
 ) -> KVCapacityExceeded:
-    needed = _num_bytes(store.peak_blocks(num_prompt_tokens + max_tokens - 1), block_bytes)
+    needed = _num_bytes(store.peak_blocks(num_prompt_tokens + max(max_tokens, 1) - 1), block_bytes)
     available = _num_bytes(store.total_blocks(), block_bytes)
     advice = f"lower max_tokens to {fitting}" if fitting else "shorten the prompt"
     return KVCapacityExceeded(

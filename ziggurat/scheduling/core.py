@@ -15,7 +15,7 @@ from ziggurat.memory.kv import CopyOp, KVStore, OutOfBlocks
 from ziggurat.scheduling.admission import output_limit
 from ziggurat.scheduling.decisions import DecisionLog
 from ziggurat.scheduling.order import QueueOrder, fcfs
-from ziggurat.scheduling.outputs import Counters, Finished, NewToken, StepOutput
+from ziggurat.scheduling.outputs import Counters, Finished, NewToken, PromptLogprobs, StepOutput
 from ziggurat.scheduling.probe import StoreProbe, WaitingViews
 from ziggurat.scheduling.protocol import (
     Batch,
@@ -25,6 +25,7 @@ from ziggurat.scheduling.protocol import (
     Chunk,
     EngineState,
     Executor,
+    Pooling,
     SampleRequest,
     StepResult,
     TokenBudget,
@@ -87,11 +88,15 @@ class EngineCore:
 
     # ---- requests in and out
 
-    def add(self, request: EngineRequest, now_s: float, *, seed: int | None = None) -> tuple[str, ...]:
-        """Queue a request. Returns the ids of its n sequences, ``ID/0`` first; each of them will end exactly once.
+    def add(
+        self, request: EngineRequest, now_s: float, *, seed: int | None = None, pooling: Pooling | None = None
+    ) -> tuple[str, ...]:
+        """Queue a request. Returns the ids of its sequences, ``ID/0`` first; each of them will end exactly once.
 
         Args:
             seed: used if the request brings none; by default derived from the core's seed and the order of arrival.
+            pooling: the request is for an embedding: one sequence that never samples; it ends with ``stop`` and `Finished.pooled`.
+                Tokens of the prefix cache have no rows: a ``mean`` computes all its tokens, ``last`` needs only its last one.
 
         Raises:
             RequestError: empty prompt, or the id is still in use.
@@ -107,7 +112,7 @@ class EngineCore:
         max_tokens = output_limit(
             self.store,
             num_prompt_tokens=len(request.prompt_ids),
-            max_tokens=params.max_tokens,
+            max_tokens=params.max_tokens if pooling is None else 0,
             max_model_len=self.max_model_len,
             block_bytes=self.block_bytes,
         )
@@ -121,7 +126,10 @@ class EngineCore:
             seed = params.seed
         elif seed is None:
             seed = derive_seed(self._seed, self.counters.requests)
-        family = [self._new_sequence(request, index, max_tokens, seed) for index in range(params.n)]
+        num_sequences = params.num_sequences if pooling is None else 1
+        family = [self._new_sequence(request, index, max_tokens, seed) for index in range(num_sequences)]
+        # One of the family reads for all: their prompt is the same.
+        family[0].reading = pooling or (None if params.prompt_logprobs is None else "logprobs")
         roster.enrol(family)
         return tuple(seq.seq_id for seq in family)
 
@@ -207,6 +215,7 @@ class EngineCore:
         admitted = tuple(roster.admit(seq_id) for seq_id in plan.admits)
         scheduled, lapsed, batch = self._take_space(plan.chunks)
         tokens: list[NewToken] = []
+        scored: list[PromptLogprobs] = []
         finished: list[Finished] = []
         error: EngineError | None = None
         if scheduled:
@@ -214,12 +223,13 @@ class EngineCore:
             if result is None:
                 finished = roster.end_all(scheduled, "error", error=str(error))
             else:
-                finished = self._record(scheduled, batch, result, tokens)
+                finished = self._record(scheduled, batch, result, tokens, scored)
         elif not plan.preempts:
             finished = self._end_stalled()
         output = StepOutput(
             step=batch.step,
             tokens=tuple(tokens),
+            prompt_logprobs=tuple(scored),
             finished=tuple(finished),
             admitted=admitted,
             preempted=(*plan.preempts, *lapsed),
@@ -271,7 +281,7 @@ class EngineCore:
 
     def _item(self, seq: SequenceState, num_tokens: int) -> BatchItem:
         sample = None
-        if seq.num_computed + num_tokens == seq.num_tokens:
+        if seq.is_sampling and seq.num_computed + num_tokens == seq.num_tokens:
             drawing = [seq, *seq.children]
             sample = SampleRequest(
                 seq_ids=tuple(member.seq_id for member in drawing),
@@ -287,6 +297,7 @@ class EngineCore:
             start=seq.num_computed,
             kv=self.store.view(seq.seq_id),
             sample=sample,
+            read=seq.read_request(num_tokens),
         )
 
     def _run(self, batch: Batch) -> tuple[StepResult | None, EngineError | None]:
@@ -295,6 +306,9 @@ class EngineCore:
             wanted = {seq_id for item in batch.items if item.sample is not None for seq_id in item.sample.seq_ids}
             if missing := wanted - result.tokens.keys() - result.errors.keys():
                 raise EngineError(f"the executor returned no token for {', '.join(sorted(missing))}")
+            reads = {item.seq_id for item in batch.items if item.read is not None}
+            if missing := reads - result.prompt_logprobs.keys() - result.pooled.keys() - result.errors.keys():
+                raise EngineError(f"the executor read nothing off the prompt of {', '.join(sorted(missing))}")
         except Exception as failure:  # noqa: BLE001  whatever was raised, the space has to go back; the cause goes out with the output
             self.counters.failed_steps += 1
             error = EngineError(f"step {batch.step} failed with {len(batch.items)} sequences: {failure}")
@@ -303,7 +317,12 @@ class EngineCore:
         return result, None
 
     def _record(
-        self, scheduled: Sequence[SequenceState], batch: Batch, result: StepResult, tokens: list[NewToken]
+        self,
+        scheduled: Sequence[SequenceState],
+        batch: Batch,
+        result: StepResult,
+        tokens: list[NewToken],
+        scored: list[PromptLogprobs],
     ) -> list[Finished]:
         finished: list[Finished] = []
         for seq, item in zip(scheduled, batch.items, strict=True):
@@ -320,7 +339,11 @@ class EngineCore:
             self.counters.recomputed_tokens += max(0, min(end, seq.high_water) - item.start)
             seq.num_computed = end
             seq.high_water = max(seq.high_water, end)
+            if item.read is not None and (entries := seq.take_reading(item.read, result)):
+                scored.append(PromptLogprobs(seq_id=seq.seq_id, tokens=entries))
             if item.sample is None:
+                if end == seq.num_tokens:
+                    finished += self._roster.end_all([seq], "length" if seq.reading == "logprobs" else "stop")
                 continue
             for member in (seq, *seq.children):
                 token = result.tokens[member.seq_id]

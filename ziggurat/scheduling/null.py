@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from ziggurat.errors import ConfigError
@@ -13,7 +14,8 @@ class NullExecutor:
     """Deterministic tokens, no time, no tensors.
 
     The token depends on the sequence's id and seed and on its position only, so batching, chunking and preemption cannot change
-    it. End-of-sequence tokens never come unless ``eos_rate`` asks for them, and then not before ``min_tokens``.
+    it. Logits masks are not asked: there are no logits. End-of-sequence tokens never come unless ``eos_rate`` asks for them, and
+    then not before ``min_tokens``.
 
     Args:
         vocab_size: tokens are in [0, vocab_size).
@@ -32,14 +34,22 @@ class NullExecutor:
         self._eos_rate = eos_rate
 
     def run(self, batch: Batch) -> StepResult:
-        """One token per sequence that asks for one."""
+        """One token per sequence that asks for one. Tokens of prompts are certain, and an embedding is the number of its rows."""
         tokens = {}
+        prompt_logprobs: dict[str, tuple[SampledToken, ...]] = {}
+        pooled: dict[str, Sequence[float]] = {}
         for item in batch.items:
+            if item.read is not None and item.read.kind == "logprobs":
+                prompt_logprobs[item.seq_id] = tuple(
+                    SampledToken(token_id=token_id, logprob=0.0, rank=1) for token_id in item.read.next_ids
+                )
+            elif item.read is not None:
+                pooled[item.seq_id] = ((item.read.total or (0.0,))[0] + item.read.num_rows,)
             if item.sample is not None:
                 position = item.start + len(item.token_ids)
                 for seq_id, seed in zip(item.sample.seq_ids, item.sample.seeds, strict=True):
                     tokens[seq_id] = self._token(seq_id, seed, position, item.sample)
-        return StepResult(tokens=tokens)
+        return StepResult(tokens=tokens, prompt_logprobs=prompt_logprobs, pooled=pooled)
 
     def _token(self, seq_id: str, seed: int, position: int, sample: SampleRequest) -> SampledToken:
         digest = blake2b(f"{seq_id}/{seed}/{position}".encode(), digest_size=16).digest()

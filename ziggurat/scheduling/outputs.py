@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,14 @@ class NewToken:
     seq_id: str
     token: SampledToken
     is_first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprobs:
+    """Log-probabilities of the next tokens of a prompt, those of one chunk; the first token of a prompt has none. Each comes once."""
+
+    seq_id: str
+    tokens: tuple[SampledToken, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,7 @@ class Finished:
         error: message when the reason is ``error``.
         num_cached_tokens: prompt tokens found cached at the first admission.
         is_request_done: no continuation of the request is left.
+        pooled: of an embedding that ended with ``stop``: fp32 [hidden], the sum of its rows (``mean``) or its last row.
     """
 
     seq_id: str
@@ -61,6 +71,7 @@ class Finished:
     num_output_tokens: int
     num_preemptions: int
     is_request_done: bool
+    pooled: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,7 @@ class StepOutput:
     Attributes:
         step: number of the step, from 0.
         tokens: new tokens in batch order.
+        prompt_logprobs: of prompts that are scored, chunk by chunk, in batch order.
         finished: sequences that ended in this step; those ended by `EngineCore.abort` or `EngineCore.finish` were returned there.
         num_batched_tokens, num_batched_seqs: size of the batch that ran.
         error: the executor failed; the batch's sequences are in ``finished`` with reason ``error``, the rest goes on.
@@ -77,6 +89,7 @@ class StepOutput:
 
     step: int
     tokens: tuple[NewToken, ...] = ()
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     finished: tuple[Finished, ...] = ()
     admitted: tuple[Admission, ...] = ()
     preempted: tuple[str, ...] = ()

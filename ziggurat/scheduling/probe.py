@@ -31,14 +31,14 @@ class StoreProbe:
 
     def needed_to_admit(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
         seq = self._waiting[seq_id]
-        return self._store.needed_to_open(seq.token_ids(), num_tokens, salt=seq.cache_salt)
+        return self._store.needed_to_open(seq.token_ids(), num_tokens, salt=seq.cache_salt, max_cached=seq.max_cached)
 
     def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
         return self._store.peak_blocks(num_tokens)
 
     def cached_tokens(self, seq_id: str) -> int:
         seq = self._waiting[seq_id]
-        return self._store.match(seq.token_ids(), salt=seq.cache_salt)
+        return self._store.match(seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
 
     def held_blocks(self, seq_id: str) -> tuple[int, ...]:
         return self._store.held_blocks(seq_id)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ziggurat.memory.kv import CopyOp, KVView
 from ziggurat.scheduling.sampling import SamplingParams
+
+Pooling = Literal["mean", "last"]
+"""How the rows of a text become its embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class SequenceView:
         arrival_s: time of arrival by the driver's clock.
         num_slots: sequence slots that it takes while it runs: 1, or more for a prompt with n > 1 whose forks are still to come
             (at most ``TokenBudget.max_num_seqs``; forks beyond that are born waiting).
-        max_tokens: the most it may generate; for planners that reserve space to the end.
+        max_tokens: the most it may generate; for planners that reserve space to the end. 0 for one that never samples (an embedding).
     """
 
     seq_id: str
@@ -157,13 +160,34 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequest:
+    """What to read off prompt rows of a chunk beside the next token. Executors do it in pieces, so that no buffer grows with it.
+
+    Attributes:
+        kind: ``logprobs`` of the tokens that follow each row, or the hidden states after the final norm, pooled.
+        first: position of the first row; the chunk has it and the ``num_rows - 1`` behind it.
+        next_ids: for ``logprobs``: the tokens behind the rows, one per row.
+        num_top: for ``logprobs``: alternatives to report.
+        total: for ``mean``: the sum of all rows before ``first``, None if there are none. Not changed: a failed step leaves it.
+    """
+
+    kind: Literal["logprobs"] | Pooling
+    first: int
+    num_rows: int
+    next_ids: Sequence[int] = ()
+    num_top: int = 0
+    total: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchItem:
     """One sequence's part of a step.
 
     Attributes:
         token_ids: the chunk's tokens; the first has position ``start``.
         kv: its tables; space for the chunk is already there.
-        sample: how to sample after the chunk, or None when the prompt is not finished by it.
+        sample: how to sample after the chunk, or None when the prompt is not finished by it, or nothing is ever sampled.
+        read: what to read off the chunk's rows, if anything.
     """
 
     seq_id: str
@@ -171,6 +195,7 @@ class BatchItem:
     start: int
     kv: KVView
     sample: SampleRequest | None
+    read: ReadRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +214,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """One sampled token; ``logprob`` and ``top_logprobs`` (best first) are filled when the request asked for them."""
+    """One sampled token; ``logprob`` and ``top_logprobs`` (best first) are filled when the request asked for them.
+
+    Also a token of a prompt that was scored; that has a ``rank`` too: 1 if no token was more likely.
+    """
 
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +230,16 @@ class StepResult:
     """What came out of a step: for every sequence named in the batch's sample requests one token, or why it has none.
 
     Attributes:
+        prompt_logprobs: per sequence with a read request of that kind, one entry per row.
+        pooled: per sequence with a read request of another kind, fp32 [hidden]: the sum of all rows so far (``mean``), or the row.
+            Belongs to the receiver.
         errors: message per sequence that cannot go on (its logits are not numbers); the others of the step are not affected.
     """
 
     tokens: dict[str, SampledToken]
     errors: Mapping[str, str] = field(default_factory=dict)
+    prompt_logprobs: Mapping[str, tuple[SampledToken, ...]] = field(default_factory=dict)
+    pooled: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -67,7 +67,7 @@ class Roster:
     def admit(self, seq_id: str) -> Admission:
         """Open a waiting sequence in the store; it takes over what is cached of its tokens."""
         seq = self.waiting.pop(seq_id)
-        num_cached = self._store.open(seq.seq_id, seq.token_ids(), salt=seq.cache_salt)
+        num_cached = self._store.open(seq.seq_id, seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
         seq.num_computed = num_cached
         is_readmission = seq.was_admitted
         if not is_readmission:
@@ -161,6 +161,7 @@ class Roster:
             num_output_tokens=len(seq.output_ids),
             num_preemptions=seq.num_preemptions,
             is_request_done=not siblings,
+            pooled=seq.pooled if reason == "stop" else None,
         )
 
     def retry_after_s(self) -> int:

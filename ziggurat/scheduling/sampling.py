@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ziggurat.errors import RequestError
+from ziggurat.scheduling.masks import LogitsMask
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
@@ -20,6 +21,8 @@ class SamplingParams:
 
     Attributes:
         n: how many continuations of one prompt.
+        best_of: sample this many (at least n) and keep the n whose tokens have the highest mean log-probability; None samples n.
+            The engine runs and reports all of them; `LLM` and the server keep the best.
         temperature: 0 is greedy.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
         top_p: keep the smallest set whose probability reaches p.
@@ -27,13 +30,16 @@ class SamplingParams:
         presence_penalty, frequency_penalty: OpenAI's, over generated tokens.
         repetition_penalty: over prompt and generated tokens; 1 is off.
         seed: makes the text reproducible, whatever else is in the batch; None draws one per request.
-        max_tokens: None generates up to the context limit.
+        max_tokens: None generates up to the context limit; 0, only with prompt_logprobs, generates nothing: the prompt is scored.
         min_tokens: no end-of-sequence or stop token before this many.
         stop: strings that end the text; left out of it unless include_stop_str_in_output.
         stop_token_ids: tokens that end the text.
         ignore_eos: go on after the end-of-sequence token.
         logit_bias: token id -> value added to its logit, -100 .. 100.
         logprobs: how many alternatives to report per token; None reports nothing, 0 the sampled token only.
+        prompt_logprobs: the same for the tokens of the prompt. Such a prompt takes nothing from the prefix cache, because a cached
+            token has keys and values but no logits; what it computes is cached for others.
+        logits_mask: which tokens may come next, for structured output.
 
     Raises:
         RequestError: a value is out of range; ``param`` names the field.
@@ -56,6 +62,9 @@ class SamplingParams:
     ignore_eos: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    best_of: int | None = None
+    prompt_logprobs: int | None = None
+    logits_mask: LogitsMask | None = None
 
     def __post_init__(self) -> None:
         stop: object = self.stop  # callers pass a single string too, in spite of the annotation
@@ -71,18 +80,32 @@ class SamplingParams:
         self._check_range("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
         self._check_range("min_tokens", self.min_tokens, 0, math.inf)
         if self.max_tokens is not None:
-            self._check_range("max_tokens", self.max_tokens, 1, math.inf)
+            self._check_range("max_tokens", self.max_tokens, 0 if self.prompt_logprobs is not None else 1, math.inf)
             self._check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
             self._check_range("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             self._check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            self._check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.best_of is not None:
+            self._check_range("best_of", self.best_of, self.n, MAX_N)
         self._check_stop()
         for token_id, bias in self.logit_bias.items():
             if not -100 <= bias <= 100:
                 raise RequestError(
                     f"logit_bias of token {token_id} must be between -100 and 100, got {bias}", param="logit_bias"
                 )
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations that are sampled: ``best_of``, or n."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether some of the sampled continuations are to be dropped, so that every token's log-probability is needed."""
+        return self.num_sequences > self.n
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
-from ziggurat.scheduling.protocol import SequenceView
+from ziggurat.scheduling.protocol import Pooling, ReadRequest, SampledToken, SequenceView, StepResult
 from ziggurat.scheduling.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -82,6 +82,9 @@ class SequenceState:
         high_water: the most tokens that ever were computed; what is computed again below it counts as recomputed.
         children: continuations that wait for this one to finish the prompt; empty after the fork.
         max_slots: the cap of `num_slots`.
+        reading: what is read off its prompt's rows: log-probabilities, or an embedding (then nothing is sampled).
+        num_read: rows [0, num_read) were read. Survives preemption, so that nothing is reported or added twice.
+        pooled: the embedding so far, fp32 [hidden]: what the executor returned last. The only bytes that reading keeps.
     """
 
     seq_id: str
@@ -106,6 +109,9 @@ class SequenceState:
     was_admitted: bool = False
     finish_reason: FinishReason | None = None
     children: list[SequenceState] = field(default_factory=list)
+    reading: Literal["logprobs"] | Pooling | None = None
+    num_read: int = 0
+    pooled: Sequence[float] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -116,6 +122,52 @@ class SequenceState:
     def num_slots(self) -> int:
         """Sequence slots that it takes while it runs, those of forks to come included."""
         return min(1 + len(self.children), self.max_slots)
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether it ever samples; an embedding and a prompt that is only scored end with their prompt."""
+        return self.reading not in ("mean", "last") and self.max_tokens > 0
+
+    @property
+    def max_cached(self) -> int | None:
+        """How many tokens it may take from the prefix cache; None is any number.
+
+        A cached token has keys and values, but no row to read: rows of a mean and rows that predict a prompt's tokens have to be
+        computed, unless they were read before a preemption. The last row is always computed.
+        """
+        is_done = self.reading in (None, "last") or self.num_read >= self._end_of_reading
+        return None if is_done else self.num_read
+
+    @property
+    def _end_of_reading(self) -> int:
+        return len(self.prompt_ids) - (self.reading == "logprobs")
+
+    def read_request(self, num_tokens: int) -> ReadRequest | None:
+        """What to read off its next chunk."""
+        if self.reading is None:
+            return None
+        last_only = self._end_of_reading - 1 if self.reading == "last" else 0
+        first = max(self.num_computed, self.num_read, last_only)
+        num_rows = min(self.num_computed + num_tokens, self._end_of_reading) - first
+        if num_rows <= 0:
+            return None
+        is_logprobs = self.reading == "logprobs"
+        return ReadRequest(
+            kind=self.reading,
+            first=first,
+            num_rows=num_rows,
+            next_ids=self.prompt_ids[first + 1 : first + 1 + num_rows] if is_logprobs else (),
+            num_top=(self.params.prompt_logprobs or 0) if is_logprobs else 0,
+            total=self.pooled,
+        )
+
+    def take_reading(self, request: ReadRequest, result: StepResult) -> tuple[SampledToken, ...]:
+        """Note what was read; returns the log-probabilities among it."""
+        self.num_read = request.first + request.num_rows
+        if request.kind == "logprobs":
+            return result.prompt_logprobs[self.seq_id]
+        self.pooled = result.pooled[self.seq_id]
+        return ()
 
     def token_ids(self) -> Sequence[int]:
         """All known tokens; the prompt itself while there is nothing else."""

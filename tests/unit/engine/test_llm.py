@@ -9,6 +9,7 @@ import pytest
 
 from tests.checkpoints import write_checkpoint
 from ziggurat import LLM, SamplingParams
+from ziggurat.engine.llm import CompletionOutput
 from ziggurat.errors import ConfigError, EngineError, RequestError
 from ziggurat.scheduling.protocol import Batch, Executor, StepResult
 
@@ -102,3 +103,59 @@ def test_after_an_interrupt_the_engine_is_as_new(
     assert all(stats.used == 0 for stats in llm.engine.store.stats())
     llm.engine.store.audit()
     assert [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)] == expected
+
+
+def test_prompt_logprobs(llm: LLM) -> None:
+    params = SamplingParams(prompt_logprobs=2, max_tokens=3, temperature=0, ignore_eos=True, n=2)
+    (output,) = llm.generate([5, 6, 7, 8], params)
+    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == 4
+    assert output.prompt_logprobs[0] is None
+    for token_id, entry in zip([6, 7, 8], output.prompt_logprobs[1:], strict=True):
+        assert entry is not None and token_id in entry and 2 <= len(entry) <= 3
+    assert [len(each.token_ids) for each in output.outputs] == [3, 3]
+    # The likelihood of a text is the likelihood of its continuation.
+    again = SamplingParams(prompt_logprobs=0, max_tokens=0)
+    (continued,) = llm.generate([5, 6, 7, 8], SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, logprobs=0))
+    (scored,) = llm.generate([5, 6, 7, 8, *continued.outputs[0].token_ids], again)
+    assert scored.prompt_logprobs is not None and scored.prompt_logprobs[4:] == continued.outputs[0].logprobs
+    assert (scored.outputs[0].token_ids, scored.outputs[0].finish_reason) == ([], "length")
+    (short,) = llm.generate([5], again)
+    assert short.prompt_logprobs == [None]
+
+
+def test_best_of_returns_the_most_likely(llm: LLM) -> None:
+    settings = {"seed": 4, "max_tokens": 5, "ignore_eos": True, "temperature": 1.5}
+    (every,) = llm.generate("the", SamplingParams(n=6, logprobs=0, **settings))
+    (best,) = llm.generate("the", SamplingParams(n=2, best_of=6, **settings))
+
+    def mean(completion: CompletionOutput) -> float:
+        assert completion.logprobs is not None
+        return sum(sum(each.values()) for each in completion.logprobs) / len(completion.logprobs)
+
+    expected = sorted(every.outputs, key=mean, reverse=True)[:2]
+    assert [each.token_ids for each in best.outputs] == [each.token_ids for each in expected]
+    assert [each.index for each in best.outputs] == [0, 1] and best.outputs[0].logprobs is None
+    with pytest.raises(RequestError, match="best_of must be at least 2"):
+        SamplingParams(n=2, best_of=1)
+
+
+def test_embed(llm: LLM) -> None:
+    assert llm.engine.tokenizer is not None
+    ids = llm.engine.tokenizer.encode("the thing")
+    first, second, other = llm.embed(["the thing", "another", "the thing"])
+    assert first.outputs == other.outputs != second.outputs
+    assert (first.prompt, first.prompt_token_ids) == ("the thing", ids)
+    assert sum(value * value for value in first.outputs.embedding) == pytest.approx(1, abs=1e-6)
+    (by_ids,) = llm.embed(ids)
+    assert by_ids.outputs == first.outputs and by_ids.prompt is None
+    (last,) = llm.embed("the thing", pooling="last", normalize=False)
+    assert len(last.outputs.embedding) == len(first.outputs.embedding) != 0
+    assert last.outputs != first.outputs
+    assert llm.embed([]) == []
+    many = llm.embed([[5 + i, 7] for i in range(20)], pooling="last")
+    assert [each.prompt_token_ids[0] for each in many] == list(range(5, 25))
+    with pytest.raises(RequestError, match="empty"):
+        llm.embed(["a", []], pooling="last")
+    with pytest.raises(RequestError, match="pooling must be"):
+        llm.embed("a", pooling="max")  # type: ignore[arg-type]
+    assert not llm.engine.has_work

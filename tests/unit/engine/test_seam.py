@@ -69,6 +69,7 @@ def test_the_same_decisions(rig: Rig, planner: str, seed: int) -> None:
     simulated = replay(rig, SimulatedExecutor(VirtualClock(), cost), planner, seed)
     assert real.log.first_difference(null.log) is None
     assert real.log.digest() == null.log.digest() == simulated.log.digest()
+    assert real.scored == null.scored and len(real.scored) > 0
     assert {name: len(tokens) for name, tokens in real.tokens.items()} == {
         name: len(tokens) for name, tokens in null.tokens.items()
     }

@@ -11,7 +11,7 @@ from ziggurat.scheduling.protocol import SequenceView
 
 def reserved_blocks(draft: Draft, seq: SequenceView) -> Sequence[int]:
     """Blocks of the longest text that the sequence, and each fork to come, may grow to. The last token is never fed back."""
-    peak = draft.kv.peak_blocks(seq.num_prompt_tokens + seq.max_tokens - 1)
+    peak = draft.kv.peak_blocks(seq.num_prompt_tokens + max(seq.max_tokens, 1) - 1)
     return [seq.num_slots * blocks for blocks in peak]
 
 
