@@ -9,7 +9,7 @@ import pytest
 
 from tests.null.catalog.virtual_rig import VirtualRig
 from ziggurat.catalog.claims import report
-from ziggurat.catalog.experiments import deepspeed_fastgen, find_experiment
+from ziggurat.catalog.experiments import deepspeed_fastgen, find_experiment, sarathi_serve
 from ziggurat.catalog.experiments.deepspeed_fastgen import DeepSpeedFastGen, service_level
 from ziggurat.catalog.experiments.sarathi_serve import SarathiServe
 from ziggurat.catalog.serving import Judged, Limit, ratio, share_identical, variation
@@ -61,19 +61,22 @@ def test_sarathi_holds_its_target_on_a_machine_of_straight_lines() -> None:
     assert (found["simulated-a100-capacity-vs-vllm"]["verdict"], rigs[0].num_runs > 10) == ("pending", True)
 
 
-def test_tokens_that_differ_are_a_miss() -> None:
+def test_tokens_that_differ_are_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sarathi_serve.SIZES, "quick", sarathi_serve.Size(num_requests=4, granularity=0.5, limit_s=9))
     found = rows(SarathiServe(lambda: VirtualRig(spoils="orca")))
     assert found["token-identical"]["verdict"] == "misses"
 
 
 @pytest.mark.parametrize("experiment", [SarathiServe, DeepSpeedFastGen])
-def test_a_quick_run_ends_in_time_and_says_what_it_left_out(experiment: Any) -> None:
+def test_a_quick_run_ends_in_time_and_says_what_it_left_out(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(deepspeed_fastgen.REQUESTS_PER_PLACE, "quick", 1)
     found = rows(experiment(lambda: VirtualRig(seconds_per_run=70)))
     left_out = [row for row in found.values() if row["verdict"] == "inconclusive"]
     assert left_out and all("120 s were over after 2 runs" in row["note"] for row in left_out)
 
 
-def test_fastgen_forwards_are_constant_where_the_baselines_are_not() -> None:
+def test_fastgen_forwards_are_constant_where_the_baselines_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(deepspeed_fastgen.REQUESTS_PER_PLACE, "quick", 2)
     found = rows(DeepSpeedFastGen(VirtualRig))
     assert found["forward-size-cv"]["verdict"] == "holds"
     assert found["forward-size-cv-prefill-priority"]["verdict"] == "holds"
@@ -84,10 +87,10 @@ def test_fastgen_forwards_are_constant_where_the_baselines_are_not() -> None:
 
 def test_a_full_run_takes_the_median_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(deepspeed_fastgen.REQUESTS_PER_PLACE, "full", 1)
-    monkeypatch.setitem(deepspeed_fastgen.NUM_ROUNDS, "full", 3)
+    monkeypatch.setitem(deepspeed_fastgen.NUM_ROUNDS, "full", 2)
     rigs = [VirtualRig()]
     found = rows(DeepSpeedFastGen(lambda: rigs[0]), "full")
-    assert rigs[0].num_runs == 3 * 3 + 3 * 2
+    assert rigs[0].num_runs == 2 * 3 + 2 * 2
     assert "inconclusive" not in {row["verdict"] for row in found.values()}
 
 

@@ -60,9 +60,17 @@ def test_serve(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert len(result["ttfts"]) == 6 and set(result["drift"]) == {"mean_ms", "p99_ms", "max_ms"}
 
 
+def test_clients_with_turns_reuse_what_was_said(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--num-clients", "2", "--num-turns", "3", "--block-size", "4"]
+    result = result_of(capsys, "serve", *model, *SMALL, *flags)
+    assert (result["completed"], result["max_concurrent_requests"]) == (6, 2)
+    # Turns of 20 tokens and answers of 4: 20, 44, 68. Blocks of 4; an answer's last token is never fed back.
+    assert (result["total_input_tokens"], result["total_cached_tokens"]) == (2 * 132, 2 * (20 + 44))
+
+
 def test_sweep(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     loose = ["--target", "mean_e2el_ms=100000", "--start-rate", "1000"]
     result = result_of(capsys, "sweep", *model, *SMALL, *loose)
     assert result["is_bounded"] is False and result["capacity"] > 1000
-    assert main(["bench", "sweep", *model, *SMALL, "--target", "p99_ttft_ms=0.0001", "--start-rate", "100"]) == 1
-    assert "no rate meets the target: even 0.1 requests/s gives p99_ttft_ms" in capsys.readouterr().err
+    assert main(["bench", "sweep", *model, *SMALL, "--target", "p99_ttft_ms=0.0001", "--start-rate", "50000"]) == 1
+    assert "no rate meets the target: even 50 requests/s gives p99_ttft_ms" in capsys.readouterr().err

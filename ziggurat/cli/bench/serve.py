@@ -21,7 +21,7 @@ from ziggurat.workload.arrivals import at_rate
 from ziggurat.workload.metrics import GOODPUT_METRICS, summarize
 from ziggurat.workload.records import Arrival
 from ziggurat.workload.replay import Replayed, replay
-from ziggurat.workload.sources import Capped, OpenLoop, Source
+from ziggurat.workload.sources import Capped, ClosedLoop, Conversation, OpenLoop, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,10 @@ class ServeOptions:
 
     request_rate: float = option(math.inf, "requests per second; inf sends all at once", group="load")
     max_concurrency: int | None = option(None, "most requests open at once", group="load")
+    num_clients: int | None = option(
+        None, "closed loop: this many clients, each waits for its answer before it goes on", group="load"
+    )
+    num_turns: int = option(1, "turns per conversation of a client; each repeats all before it", group="load")
     num_warmups: int = option(1, "requests before the measurement", group="load")
     goodput: str | None = option(None, "limits in ms, for example 'ttft:200 tpot:50'", group="report")
     percentile_metrics: str = option("ttft,tpot,itl,e2el", "metrics with percentiles on the screen", group="report")
@@ -43,6 +47,10 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not self.request_rate > 0:
             raise ConfigError(f"request_rate must be above 0 (inf sends all at once), got {self.request_rate}")
+        if self.num_clients is not None and (self.request_rate != math.inf or self.max_concurrency is not None):
+            raise ConfigError("--num-clients is a closed loop: it takes no --request-rate and no --max-concurrency")
+        if self.num_turns < 1 or (self.num_turns > 1 and self.num_clients is None):
+            raise ConfigError(f"--num-turns {self.num_turns} needs --num-clients and at least one turn")
         self.limits(), self.metrics(), self.percentiles()
 
     def limits(self) -> dict[str, float]:
@@ -120,11 +128,23 @@ def measure(target: Target, workload: WorkloadOptions, options: ServeOptions) ->
     if options.num_warmups:
         warm = at_rate(arrivals[: options.num_warmups], math.inf)
         replay(OpenLoop(warm), target.client(run=0))
-    return replay(source_of(arrivals, workload, options), target.client(run=1))
+    return replay(source_of(arrivals, workload, options, vocab_size=target.vocab_size), target.client(run=1))
 
 
-def source_of(arrivals: Sequence[Arrival], workload: WorkloadOptions, options: ServeOptions) -> Source:
-    """An open loop; a trace keeps its own times unless a rate is given. With a limit, clients wait."""
+def source_of(
+    arrivals: Sequence[Arrival], workload: WorkloadOptions, options: ServeOptions, *, vocab_size: int = 256
+) -> Source:
+    """An open loop (a trace keeps its own times unless a rate is given; with a limit, requests wait), or clients that wait."""
+    if options.num_clients is not None:
+        turns = options.num_turns
+        conversations = [
+            Conversation(
+                id=f"c{first // turns}",
+                turns=tuple((each.prompt_len, each.max_new) for each in arrivals[first : first + turns]),
+            )
+            for first in range(0, len(arrivals), turns)
+        ]
+        return ClosedLoop(conversations, options.num_clients, vocab_size=vocab_size)
     keeps_times = workload.dataset_path is not None and options.request_rate == math.inf
     source: Source = OpenLoop(list(arrivals) if keeps_times else at_rate(arrivals, options.request_rate))
     return source if options.max_concurrency is None else Capped(source, options.max_concurrency)

@@ -15,7 +15,6 @@ from ziggurat.cli.talk import load_engine
 from ziggurat.engine.client import EngineClient
 from ziggurat.engine.config import EngineConfig, option
 from ziggurat.engine.interface import EngineInterface
-from ziggurat.workload.http_client import HTTPClient
 from ziggurat.workload.replay import Client
 
 # Nobody asks by name here, and the workload's seed is the only one.
@@ -41,11 +40,18 @@ class Target:
     engine: EngineInterface | None
     url: str | None = None
 
+    @property
+    def vocab_size(self) -> int:
+        """Made-up prompts have ids below it; a server does not say how many it has, so there only the first are used."""
+        return 256 if self.engine is None else self.engine.model.vocab_size
+
     def client(self, run: int = 0) -> Client:
         """A client for run number ``run``: no run finds in the prefix cache what another one left there."""
         salt = f"run-{run}"
         if self.engine is not None:
             return EngineClient(self.engine, salt=salt)
+        from ziggurat.workload.http_client import HTTPClient
+
         assert self.url is not None
         return HTTPClient(self.url, model=self.model, salt=salt)
 
@@ -87,6 +93,8 @@ def open_target(namespace: argparse.Namespace, *, num_requests: int) -> Iterator
         given = [flag.name for flag in _flags() if hasattr(namespace, flag.field)]
         if given:
             raise UsageError(f"{given[0]} is for an engine in this process, not for --base-url")
+        from ziggurat.workload.http_client import HTTPClient
+
         name = HTTPClient(url, model=given_model(namespace)).model
         yield Target(backend="openai", model=name, max_model_len=None, engine=None, url=url)
         return

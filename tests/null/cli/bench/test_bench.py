@@ -76,6 +76,8 @@ def test_details_are_one_entry_per_request() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"num_clients": 2, "request_rate": 3.0}, "takes no --request-rate"),
+        ({"num_turns": 2}, "--num-turns 2 needs --num-clients"),
         ({"request_rate": 0}, "request_rate must be above 0"),
         ({"goodput": "tttf:200"}, "unknown goodput metric 'tttf', did you mean 'ttft'"),
         ({"goodput": "ttft:soon"}, "'soon' is not a number"),
