@@ -49,11 +49,13 @@ class TaskResult:
         }
 
 
-def make_items(tokenizer: Tokenizer, task: str, length_tokens: int, num_items: int, seed: int) -> Iterable[EncodedItem]:
-    """Held-out items with one question each; item i depends on (seed, task, length, i) only."""
+def make_items(
+    tokenizer: Tokenizer, task: str, length_tokens: int, num_items: int, seed: int, first_item: int = 0
+) -> Iterable[EncodedItem]:
+    """Held-out items `first_item` and on, with one question each; item i depends on (seed, task, length, i) only."""
     pool = word_pool(tokenizer, "held_out")
     number = TASKS.names().index(task)
-    for index in range(num_items):
+    for index in range(first_item, first_item + num_items):
         rng = np.random.default_rng([seed, number, length_tokens, index])
         yield encode_item(TASKS.get(task)(rng, pool, length_tokens, 1), pool.encode, BEGIN)
 
@@ -65,11 +67,12 @@ def evaluate_task(
     length_tokens: int,
     num_items: int,
     seed: int = EVALUATION_SEED,
+    first_item: int = 0,
 ) -> TaskResult:
     """Accuracy over `num_items` held-out items (ConfigError for an unknown task)."""
     correct, pending = 0, []
     batch_size = max(1, _TOKENS_PER_PASS // length_tokens)
-    for item in make_items(tokenizer, task, length_tokens, num_items, seed):
+    for item in make_items(tokenizer, task, length_tokens, num_items, seed, first_item):
         pending.append(item)
         if len(pending) == batch_size:
             correct += sum(right_answers(model, pending))
