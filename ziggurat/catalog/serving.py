@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ziggurat.catalog.claims import Claim, ClaimResult, Scale, Value, Verdict
-from ziggurat.scheduling.calibration import StepSample
+from ziggurat.scheduling.calibration import StepSample, calibrate
 from ziggurat.scheduling.protocol import BatchPlan, BatchPlanner, EngineState, TokenBudget
 from ziggurat.workload.arrivals import at_rate
 from ziggurat.workload.capacity import Capacity, search_capacity
@@ -120,6 +120,20 @@ class Bench:
         throughput = self.serve(planner, budget, arrivals, math.inf).summary()["request_throughput"]
         assert throughput is not None, "nobody was served"
         return search_capacity(run_at, start_rate=throughput, max_rate=throughput, granularity=granularity)
+
+
+ROW_TILE = 16
+
+
+def tuned_budget(samples: Sequence[StepSample], target_s: float, *, max_num_seqs: int) -> TokenBudget:
+    """The budget whose step keeps the target on this machine; the smallest measured one if none does, which the claims then show."""
+    found = calibrate(
+        samples,
+        max_num_seqs=max_num_seqs,
+        row_tile=ROW_TILE,
+        tbt_target_s=max(target_s, min(samples, key=lambda sample: sample.num_tokens).seconds),
+    )
+    return TokenBudget(max_num_batched_tokens=found.max_num_batched_tokens, max_num_seqs=found.max_num_seqs)
 
 
 def whole_prompt_budget(arrivals: Sequence[Arrival], max_num_seqs: int) -> TokenBudget:

@@ -12,7 +12,7 @@ from ziggurat.catalog.claims import report
 from ziggurat.catalog.experiments import deepspeed_fastgen, find_experiment, sarathi_serve
 from ziggurat.catalog.experiments.deepspeed_fastgen import DeepSpeedFastGen, service_level
 from ziggurat.catalog.experiments.sarathi_serve import SarathiServe
-from ziggurat.catalog.serving import Judged, Limit, ratio, share_identical, variation
+from ziggurat.catalog.serving import Judged, Limit, ratio, share_identical, tuned_budget, variation
 from ziggurat.scheduling.calibration import StepSample
 
 SARATHI_CLAIMS = {
@@ -95,8 +95,14 @@ def test_a_full_run_takes_the_median_of_rounds(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_service_level_follows_the_machine() -> None:
-    samples = [StepSample(num_tokens=n, seconds=0.01 + n * 0.001) for n in (16, 64, 256)]
-    assert service_level(samples, 0.05) == pytest.approx((100, 4))
+    samples = [StepSample(num_tokens=n, seconds=0.144 + n * 0.001) for n in (16, 64, 256)]
+    assert service_level(samples, 0.05) == pytest.approx((64, 4))
+
+
+def test_a_budget_that_nothing_keeps_is_the_smallest_step() -> None:
+    samples = [StepSample(num_tokens=n, seconds=n * 0.001) for n in (16, 64, 256)]
+    assert tuned_budget(samples, 0.1, max_num_seqs=32).max_num_batched_tokens == 96
+    assert tuned_budget(samples, 0.001, max_num_seqs=32).max_num_batched_tokens == 16
 
 
 def test_limits_and_ratios() -> None:

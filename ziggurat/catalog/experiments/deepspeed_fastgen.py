@@ -27,10 +27,11 @@ from ziggurat.catalog.serving import (
     Run,
     pending,
     ratio,
+    tuned_budget,
     variation,
     whole_prompt_budget,
 )
-from ziggurat.scheduling.calibration import StepSample, calibrate, fit_line
+from ziggurat.scheduling.calibration import StepSample
 from ziggurat.scheduling.protocol import TokenBudget
 from ziggurat.workload.arrivals import LENGTHS, make_arrivals
 from ziggurat.workload.metrics import effective_throughput
@@ -41,7 +42,6 @@ DECODE_CONTEXT = 128
 PROMPT_SLACK = 10.0
 TOKEN_SLACK = 5.0
 NEAR_SATURATION = 0.9
-ROW_TILE = 16
 
 CV = Judged(name="forward-size-cv", paper=None, unit="standard deviation / mean", limit=Limit(high=0.1))
 CV_BASELINE = Judged(
@@ -102,12 +102,12 @@ class DeepSpeedFastGen:
         decode_s = rig.decode_step_s(DECODE_BATCH, DECODE_CONTEXT)
         samples = rig.step_samples()
         # The publication's forward is at the knee; here one that costs two decode steps of a full batch.
-        tuned = calibrate(samples, max_num_seqs=2 * DECODE_BATCH, row_tile=ROW_TILE, tbt_target_s=2 * decode_s)
-        found.budget = TokenBudget(max_num_batched_tokens=tuned.max_num_batched_tokens, max_num_seqs=tuned.max_num_seqs)
+        found.budget = tuned_budget(samples, 2 * decode_s, max_num_seqs=2 * DECODE_BATCH)
+        num_places = found.budget.max_num_seqs
         found.prompt_tokens_per_s, found.generation_tokens_per_s = service_level(samples, decode_s)
-        count = REQUESTS_PER_PLACE[scale] * tuned.max_num_seqs
+        count = REQUESTS_PER_PLACE[scale] * num_places
         arrivals = make_arrivals(count, LENGTHS.get("fastgen")(SCALE), seed=1, max_model_len=rig.max_model_len)
-        whole = whole_prompt_budget(arrivals, tuned.max_num_seqs)
+        whole = whole_prompt_budget(arrivals, num_places)
         budgets = {"splitfuse": found.budget, "sarathi": found.budget, "prefill-priority": whole}
         for _ in range(NUM_ROUNDS[scale]):
             for planner, budget in budgets.items():
@@ -121,8 +121,8 @@ class DeepSpeedFastGen:
 
 def service_level(samples: Sequence[StepSample], decode_s: float) -> tuple[float, float]:
     """(prompt tokens per second, tokens per second) that a good request must get on this machine."""
-    _, per_token_s = fit_line(samples)
-    return 1 / (PROMPT_SLACK * per_token_s) if per_token_s > 0 else math.inf, 1 / (TOKEN_SLACK * decode_s)
+    forward = max(samples, key=lambda sample: sample.num_tokens)
+    return forward.num_tokens / (PROMPT_SLACK * forward.seconds), 1 / (TOKEN_SLACK * decode_s)
 
 
 def _compare(

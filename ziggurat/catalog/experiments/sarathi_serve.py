@@ -24,10 +24,10 @@ from ziggurat.catalog.serving import (
     pending,
     ratio,
     share_identical,
+    tuned_budget,
     whole_prompt_budget,
 )
 from ziggurat.errors import ConfigError
-from ziggurat.scheduling.calibration import calibrate
 from ziggurat.scheduling.protocol import TokenBudget
 from ziggurat.workload.arrivals import LENGTHS, make_arrivals
 from ziggurat.workload.capacity import GRANULARITY
@@ -39,7 +39,6 @@ DECODE_CONTEXT = 4096 // 8
 STRICT = 5.0
 MAX_DELAY_S = 2.0
 LOAD = 0.8
-ROW_TILE = 16
 # The step that is planned for leaves a fifth of the target to what a step's size does not explain.
 PLANNED_SHARE = 0.8
 
@@ -108,13 +107,7 @@ class SarathiServe:
             size.num_requests, LENGTHS.get("arxiv")(SCALE), seed=1, max_model_len=rig.max_model_len
         )
         found.target_s = STRICT * rig.decode_step_s(DECODE_BATCH, DECODE_CONTEXT)
-        tuned = calibrate(
-            rig.step_samples(),
-            max_num_seqs=DECODE_BATCH,
-            row_tile=ROW_TILE,
-            tbt_target_s=PLANNED_SHARE * found.target_s,
-        )
-        found.budget = TokenBudget(max_num_batched_tokens=tuned.max_num_batched_tokens, max_num_seqs=tuned.max_num_seqs)
+        found.budget = tuned_budget(rig.step_samples(), PLANNED_SHARE * found.target_s, max_num_seqs=DECODE_BATCH)
         budgets = {
             "sarathi": found.budget,
             "prefill-priority": whole_prompt_budget(arrivals, DECODE_BATCH),
