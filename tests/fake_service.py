@@ -12,6 +12,7 @@ from typing import Any
 from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, KVCapacityExceeded, QueueFull, RequestError
 from ziggurat.scheduling.protocol import SampledToken
+from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.server.service import ServiceStats
 
 WORDS = ("the", "ziggurat", "rises", "in", "steps", "each", "one", "of", "brick", "and", "memory", "é", "日本", "🙂")
@@ -86,7 +87,7 @@ class FakeService:
         if self._is_draining:
             raise Draining("draining")
         num_prompt = len(request.prompt_ids)
-        num_output = request.params.max_tokens or 1
+        num_output = 1 if request.params.max_tokens is None else request.params.max_tokens
         if num_prompt + num_output > self.max_model_len:
             raise ContextLengthExceeded(
                 max_model_len=self.max_model_len,
@@ -134,14 +135,28 @@ class FakeService:
         num_prompt, params = len(request.prompt_ids), request.params
         num_cached = self._match(request.prompt_ids)
         room = self.max_model_len - num_prompt
-        limit = min(params.max_tokens or room, room)
-        ends = dict.fromkeys(range(params.n), False)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        ends = dict.fromkeys(range(params.num_sequences), False)
         texts = dict.fromkeys(ends, "")
         held = dict.fromkeys(ends, "")
         self.running[request.request_id] = num_prompt
+        scored = self._scored(request)
+        for index in ends if limit == 0 else ():
+            yield GenerateOutput(
+                request_id=request.request_id,
+                index=index,
+                text="",
+                tokens=(),
+                finish_reason="length",
+                stop_reason=None,
+                num_prompt_tokens=num_prompt,
+                num_cached_tokens=0,
+                num_output_tokens=0,
+                prompt_logprobs=scored if index == 0 else (),
+            )
         for step in range(limit):
             await asyncio.sleep(self._step_s)
-            self.running[request.request_id] = num_prompt + (step + 1) * params.n
+            self.running[request.request_id] = num_prompt + (step + 1) * params.num_sequences
             for index in [index for index, is_over in ends.items() if not is_over]:
                 if self.broken is None and self.fail_after is not None and step >= self.fail_after:
                     self.broken = "the fake engine was told to fail"
@@ -158,7 +173,7 @@ class FakeService:
                     request_id=request.request_id,
                     index=index,
                     text=text,
-                    tokens=(self._sampled(token_id, params.logprobs),),
+                    tokens=(self._sampled(token_id, params, index),),
                     finish_reason=reason,
                     stop_reason=stop,
                     num_prompt_tokens=num_prompt,
@@ -166,6 +181,7 @@ class FakeService:
                     num_output_tokens=step + 1,
                     error=self.broken,
                     queue_s=self.queue_s[request.request_id],
+                    prompt_logprobs=scored if (index, step) == (0, 0) else (),
                 )
             if all(ends.values()):
                 return
@@ -186,7 +202,27 @@ class FakeService:
             return text, "stop", None
         return text, None, None
 
-    def _sampled(self, token_id: int, num_top: int | None) -> SampledToken:
+    def _scored(self, request: GenerateRequest) -> tuple[SampledToken, ...]:
+        """Each token of a prompt is the second best, behind token 97; the third is token 98."""
+        num_top = request.params.prompt_logprobs
+        if num_top is None:
+            return ()
+        top = ((97, -1.0), (-1, -2.0), (98, -3.0))
+        return tuple(
+            SampledToken(
+                token_id=token_id,
+                logprob=-2.0,
+                top_logprobs=tuple((token_id if other < 0 else other, value) for other, value in top[:num_top]),
+                rank=2,
+            )
+            for token_id in request.prompt_ids[1:]
+        )
+
+    def _sampled(self, token_id: int, params: SamplingParams, index: int) -> SampledToken:
+        """With ``best_of`` later continuations are better."""
+        num_top = params.logprobs
+        if params.is_ranked:
+            return SampledToken(token_id=token_id, logprob=math.log(0.5) / (1 + index))
         if num_top is None:
             return SampledToken(token_id=token_id)
         others = [FIRST_WORD_ID + (token_id + offset) % len(WORDS) for offset in range(num_top)]

@@ -15,7 +15,7 @@ from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
 from ziggurat.server.fields import CHAT_UNSUPPORTED
 from ziggurat.server.generation import Generation
-from ziggurat.server.logprobs import chat_logprobs
+from ziggurat.server.logprobs import chat_logprobs, prompt_logprobs
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
@@ -63,9 +63,11 @@ class ChatWriter:
         texts: dict[int, list[str]] = {}
         tokens: dict[int, list[SampledToken]] = {}
         ends: dict[int, GenerateOutput] = {}
+        scored: list[SampledToken] = []
         async for _, output in generation.outputs():
             texts.setdefault(output.index, []).append(output.text)
             tokens.setdefault(output.index, []).extend(output.tokens)
+            scored += output.prompt_logprobs
             if output.finish_reason is not None:
                 ends[output.index] = output
         choices = [
@@ -78,7 +80,10 @@ class ChatWriter:
             }
             for index in sorted(texts)
         ]
-        return {**self._named("chat.completion"), "choices": choices, "usage": generation.usage.to_json()}
+        answer = {**self._named("chat.completion"), "choices": choices, "usage": generation.usage.to_json()}
+        if self._body.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(self._service, scored, self._body.prompt_logprobs)
+        return answer
 
     async def stream(self, generation: Generation) -> AsyncIterator[bytes]:
         """Role, text, finish reason, then the usage if it was asked for."""

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ziggurat.engine.ranking import Ranking
 from ziggurat.engine.types import GenerateOutput
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
-from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.fields import COMPLETION_UNSUPPORTED
 from ziggurat.server.generation import Generation
-from ziggurat.server.logprobs import CompletionLogprobs
+from ziggurat.server.logprobs import CompletionLogprobs, prompt_logprobs
 from ziggurat.server.schemas import CompletionRequest
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
@@ -35,28 +36,17 @@ def make_router(rooms: Rooms) -> APIRouter:
                 request, held, CompletionRequest, COMPLETION_UNSUPPORTED, max_model_len=service.max_model_len
             )
             model = check_model(service, body.model)
-            refuse_echo_with_logprobs(body)
             size = sum(len(prompt) for prompt in body.prompt)
             prompts, echoes = await off_loop(lambda: encode_prompts(service, body), size)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
             head = {"id": request_id, "object": "text_completion", "created": created_unix_s, "model": model}
-            writer = CompletionWriter(service, body, head, echoes)
+            writer = CompletionWriter(service, body, head, prompts, echoes)
             return Reply(collect=writer.collect, stream=writer.stream)
 
         return await answer(rooms, request, body, new_id("cmpl", body), prompts, make_reply)
 
     return router
-
-
-def refuse_echo_with_logprobs(body: CompletionRequest) -> None:
-    """Both together would need log probabilities of the prompt."""
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedField(
-            "echo together with logprobs (log probabilities of the prompt) is not built; leave one of them out",
-            feature="prompt_logprobs",
-            param="echo",
-        )
 
 
 def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
@@ -67,16 +57,45 @@ def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list
     return prompts, [prompt if isinstance(prompt, str) else service.decode(prompt) for prompt in body.prompt]
 
 
+@dataclass(slots=True)
+class _Prompt:
+    """What has come for one prompt: per continuation its text, tokens and end; the prompt's own log-probabilities."""
+
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    tokens: dict[int, list[SampledToken]] = field(default_factory=dict)
+    ends: dict[int, GenerateOutput] = field(default_factory=dict)
+    scored: list[SampledToken] = field(default_factory=list)
+    ranking: Ranking = field(default_factory=Ranking)
+
+    def add(self, output: GenerateOutput) -> None:
+        self.texts.setdefault(output.index, []).append(output.text)
+        self.tokens.setdefault(output.index, []).extend(output.tokens)
+        self.scored += output.prompt_logprobs
+        self.ranking.add(output.index, output.tokens)
+        if output.finish_reason is not None:
+            self.ends[output.index] = output
+
+
 class CompletionWriter:
     """Turns a generation into OpenAI's text completion objects.
 
     Args:
+        prompts: token ids per prompt.
         echoes: per prompt, the text that comes before its answers.
     """
 
-    def __init__(self, service: Service, body: CompletionRequest, head: dict[str, Any], echoes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionRequest,
+        head: dict[str, Any],
+        prompts: Sequence[Sequence[int]],
+        echoes: Sequence[str],
+    ) -> None:
+        self._service = service
         self._body = body
         self._head = head
+        self._prompts = prompts
         self._echoes = echoes
         self._logprobs: dict[int, CompletionLogprobs] = {}
         if body.logprobs is not None:
@@ -84,51 +103,86 @@ class CompletionWriter:
             self._logprobs = {index: CompletionLogprobs(service, body.logprobs) for index in range(num_choices)}
 
     async def collect(self, generation: Generation) -> dict[str, Any]:
-        """The ``text_completion`` object, once every choice has ended."""
-        texts: dict[int, list[str]] = {}
-        tokens: dict[int, list[SampledToken]] = {}
-        ends: dict[int, GenerateOutput] = {}
+        """The ``text_completion`` object, once every choice has ended. With ``best_of`` choices are numbered by their rank."""
+        found = [_Prompt() for _ in self._prompts]
         async for prompt_index, output in generation.outputs():
-            index = self._index(prompt_index, output)
-            texts.setdefault(index, [self._echoes[prompt_index]]).append(output.text)
-            tokens.setdefault(index, []).extend(output.tokens)
-            if output.finish_reason is not None:
-                ends[index] = output
-        choices = [
-            {
-                "index": index,
-                "text": "".join(texts[index]),
-                "logprobs": self._logprobs[index].take(tokens[index]) if self._logprobs else None,
-                "finish_reason": ends[index].finish_reason,
-                "stop_reason": ends[index].stop_reason,
-            }
-            for index in sorted(texts)
-        ]
+            found[prompt_index].add(output)
+        num_choices, is_ranked = self._body.num_choices, self._body.num_sequences > self._body.num_choices
+        choices = []
+        for prompt_index, prompt in enumerate(found):
+            kept = prompt.ranking.best(num_choices) if is_ranked else sorted(prompt.texts)
+            for rank, number in enumerate(kept):
+                choices.append(self._choice(prompt_index, prompt_index * num_choices + rank, prompt, number))
         return {**self._head, "choices": choices, "usage": generation.usage.to_json()}
 
+    def _choice(self, prompt_index: int, index: int, prompt: _Prompt, number: int) -> dict[str, Any]:
+        logprobs = None
+        if self._logprobs:
+            lists = self._prompt_lists(prompt_index, index, prompt.scored)
+            logprobs = _joined(lists, self._logprobs[index].take(prompt.tokens[number]))
+        choice = {
+            "index": index,
+            "text": self._echoes[prompt_index] + "".join(prompt.texts[number]),
+            "logprobs": logprobs,
+            "finish_reason": prompt.ends[number].finish_reason,
+            "stop_reason": prompt.ends[number].stop_reason,
+        }
+        if self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._service, prompt.scored, self._body.prompt_logprobs)
+        return choice
+
+    def _prompt_lists(self, prompt_index: int, index: int, scored: Sequence[SampledToken]) -> dict[str, Any] | None:
+        """Log-probabilities of an echoed prompt, for one of its choices."""
+        if not (self._body.echo and self._logprobs):
+            return None
+        first_id, echo = self._prompts[prompt_index][0], self._echoes[prompt_index]
+        return self._logprobs[index].take_prompt(first_id, scored, len(echo))
+
     async def stream(self, generation: Generation) -> AsyncIterator[bytes]:
-        """Echo, text, finish reason, then the usage if it was asked for."""
+        """Echo, text, finish reason, then the usage if it was asked for. An echo with log-probabilities waits for them."""
         frame = ChunkFrame(self._head, has_null_usage=self._body.wants_usage)
-        for prompt_index, echo in enumerate(self._echoes if self._body.echo else ()):
-            for number in range(self._body.num_choices):
-                index = prompt_index * self._body.num_choices + number
-                yield frame.chunk({"index": index, "text": echo, "logprobs": None, "finish_reason": None})
+        waiting = set(range(len(self._echoes))) if self._body.echo else set()
+        if not self._logprobs:
+            for prompt_index in sorted(waiting):
+                for echo in self._echo_choices(prompt_index, ()):
+                    yield frame.chunk(echo)
+            waiting.clear()
         async for prompt_index, output in generation.outputs():
-            has_logprobs = bool(self._logprobs and output.tokens)
-            if not output.text and not has_logprobs and output.finish_reason is None:
-                continue
-            index = self._index(prompt_index, output)
-            choice: dict[str, Any] = {
-                "index": index,
-                "text": output.text,
-                "logprobs": self._logprobs[index].take(output.tokens) if has_logprobs else None,
-                "finish_reason": output.finish_reason,
-            }
-            if output.finish_reason is not None:
-                choice["stop_reason"] = output.stop_reason
-            yield frame.chunk(choice, generation.usage.to_json() if self._body.wants_running_usage else None)
+            if prompt_index in waiting:
+                waiting.remove(prompt_index)
+                for echo in self._echo_choices(prompt_index, output.prompt_logprobs):
+                    yield frame.chunk(echo)
+            choice = self._delta(prompt_index, output)
+            if choice is not None:
+                yield frame.chunk(choice, generation.usage.to_json() if self._body.wants_running_usage else None)
         if self._body.wants_usage:
             yield frame.usage_chunk(generation.usage.to_json())
 
-    def _index(self, prompt_index: int, output: GenerateOutput) -> int:
-        return prompt_index * self._body.num_choices + output.index
+    def _echo_choices(self, prompt_index: int, scored: Sequence[SampledToken]) -> Iterator[dict[str, Any]]:
+        first = prompt_index * self._body.num_choices
+        for index in range(first, first + self._body.num_choices):
+            lists = self._prompt_lists(prompt_index, index, scored)
+            yield {"index": index, "text": self._echoes[prompt_index], "logprobs": lists, "finish_reason": None}
+
+    def _delta(self, prompt_index: int, output: GenerateOutput) -> dict[str, Any] | None:
+        """The chunk of an output; None if it says nothing."""
+        has_logprobs = bool(self._logprobs and output.tokens)
+        if not output.text and not has_logprobs and output.finish_reason is None:
+            return None
+        index = prompt_index * self._body.num_choices + output.index
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": output.text,
+            "logprobs": self._logprobs[index].take(output.tokens) if has_logprobs else None,
+            "finish_reason": output.finish_reason,
+        }
+        if output.finish_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        return choice
+
+
+def _joined(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
+    """Parallel lists, one behind the other."""
+    if before is None:
+        return after
+    return {name: None if values is None else before[name] + values for name, values in after.items()}

@@ -20,7 +20,6 @@ _COMMON: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "prompt_logprobs": (),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
@@ -61,7 +60,6 @@ CHAT_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 COMPLETION_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **_COMMON,
-    "best_of": (1,),
     "suffix": (),
     "prompt_embeds": (),
 }

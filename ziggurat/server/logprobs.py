@@ -30,17 +30,46 @@ def chat_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: int
     return {"content": content, "refusal": None}
 
 
-class CompletionLogprobs:
-    """``choices[].logprobs`` of completions for one choice: parallel lists, with offsets into its text.
+def prompt_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: int) -> list[dict[str, Any] | None]:
+    """vLLM's ``prompt_logprobs``: null for the first token; for each other one its own entry, then up to ``num_top`` alternatives.
 
     Args:
-        offset: where the first token's text begins (behind an echoed prompt).
+        tokens: of the prompt, without the first.
     """
 
-    def __init__(self, service: Service, num_top: int, offset: int = 0) -> None:
+    def entry(token_id: int, logprob: float | None, rank: int | None) -> dict[str, Any]:
+        text = service.token_bytes(token_id).decode("utf-8", "replace")
+        return {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}
+
+    entries: list[dict[str, Any] | None] = [None]
+    for token in tokens:
+        found = {str(token.token_id): entry(token.token_id, token.logprob, token.rank)}
+        for rank, (token_id, logprob) in enumerate(token.top_logprobs[:num_top], 1):
+            found.setdefault(str(token_id), entry(token_id, logprob, rank))
+        entries.append(found)
+    return entries
+
+
+class CompletionLogprobs:
+    """``choices[].logprobs`` of completions for one choice: parallel lists, with offsets into its text."""
+
+    def __init__(self, service: Service, num_top: int) -> None:
         self._service = service
         self._num_top = num_top
-        self._offset = offset
+        self._offset = 0
+
+    def take_prompt(self, first_id: int, tokens: Sequence[SampledToken], num_characters: int) -> dict[str, Any]:
+        """The lists for an echoed prompt of ``num_characters``; its first token has no log-probability.
+
+        Special tokens that the echo does not show have names all the same; offsets stay within the echo.
+        """
+        lists = self.take([SampledToken(token_id=first_id), *tokens])
+        lists["token_logprobs"][0] = None
+        if lists["top_logprobs"]:
+            lists["top_logprobs"][0] = None
+        lists["text_offset"] = [min(offset, num_characters) for offset in lists["text_offset"]]
+        self._offset = num_characters
+        return lists
 
     def take(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:
         """The lists for the next tokens."""

@@ -132,7 +132,7 @@ class RequestTimer:
     """The times of one HTTP request, choice by choice.
 
     Args:
-        num_choices: prompts times ``n``: once admitted, those without an end at `on_close` count as aborted.
+        num_choices: prompts times ``n`` (or ``best_of``): once admitted, those without an end at `on_close` count as aborted.
     """
 
     def __init__(self, metrics: ServerMetrics, num_choices: int, now: Callable[[], float] = time.monotonic) -> None:

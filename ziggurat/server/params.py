@@ -28,10 +28,17 @@ def sampling_params(body: ChatRequest | CompletionRequest, defaults: Mapping[str
     """
     settings = {name: defaults[name] for name in MODEL_DEFAULTS if defaults.get(name) is not None}
     settings |= {name: getattr(body, name) for name in SAME if getattr(body, name) is not None}
+    if isinstance(body, CompletionRequest) and body.best_of is not None:
+        settings["best_of"] = body.best_of
     if body.logit_bias:
         settings["logit_bias"] = {int(key): float(value) for key, value in body.logit_bias.items()}
     try:
-        return SamplingParams(max_tokens=body.output_limit, logprobs=body.num_logprobs, **settings)
+        return SamplingParams(
+            max_tokens=body.output_limit,
+            logprobs=body.num_logprobs,
+            prompt_logprobs=body.num_prompt_logprobs,
+            **settings,
+        )
     except RequestError as error:
         raise _renamed(error, body) from None
 

@@ -57,6 +57,7 @@ class CommonRequest(Strict):
     max_tokens: int | None = None
     min_tokens: int | None = None
     n: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     stop: Stop = None
     stop_token_ids: list[int] | None = None
@@ -96,6 +97,8 @@ class CommonRequest(Strict):
     def _options_need_stream(self) -> CommonRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs is not available when stream is true; leave one of them out")
         return self
 
     @property
@@ -109,6 +112,11 @@ class CommonRequest(Strict):
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As `SamplingParams.prompt_logprobs`."""
+        return self.prompt_logprobs
 
 
 class ChatMessage(Strict):
@@ -188,6 +196,7 @@ class CompletionRequest(CommonRequest):
     prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
+    best_of: int | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -217,10 +226,27 @@ class CompletionRequest(CommonRequest):
 
     @model_validator(mode="after")
     def _check_size(self) -> CompletionRequest:
-        num_choices = len(self.prompt) * self.num_choices
-        if len(self.prompt) > 1 and num_choices > MAX_N:
-            raise ValueError(f"one request takes at most {MAX_N} continuations (prompts times n), got {num_choices}")
+        num_sequences = len(self.prompt) * self.num_sequences
+        if len(self.prompt) > 1 and num_sequences > MAX_N:
+            raise ValueError(
+                f"one request takes at most {MAX_N} continuations (prompts times n or best_of), got {num_sequences}"
+            )
+        if self.stream and self.num_sequences > self.num_choices:
+            raise ValueError(
+                f"best_of {self.best_of} with n {self.num_choices} cannot be streamed: the best are known at the end only"
+            )
         return self
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations that are sampled per prompt."""
+        return self.num_choices if self.best_of is None else self.best_of
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """What was asked for, and what echoing a prompt with its log-probabilities, or nothing but a prompt, needs."""
+        echoed = [self.logprobs, 0 if self.max_tokens == 0 else None] if self.echo else []
+        return max((each for each in (self.prompt_logprobs, *echoed) if each is not None), default=None)
 
     @property
     def output_limit(self) -> int | None:

@@ -101,7 +101,7 @@ async def answer(
     params = sampling_params(body, service.default_sampling)
     final_id = rooms.state.take_id(request_id)
     requests = generate_requests(body, final_id, prompts, params)
-    timer = RequestTimer(rooms.metrics, num_choices=len(prompts) * params.n)
+    timer = RequestTimer(rooms.metrics, num_choices=len(prompts) * params.num_sequences)
     generation = Generation(service, requests, timer)
     reply = make_reply(final_id, int(time.time()))
     is_handed_on = False

@@ -111,6 +111,36 @@ def test_completions_by_text_and_by_ids_agree(client: openai.OpenAI, server: Ser
         client.completions.create(prompt=[5, 10**6], **settings)
 
 
+def test_the_likelihood_of_a_text_is_that_of_its_continuation(client: openai.OpenAI, server: ServerProcess) -> None:
+    """What evaluation harnesses do: generate, then score the whole text with ``echo`` and nothing to generate."""
+    settings: dict[str, Any] = {"model": MODEL_NAME, "logprobs": 1, "temperature": 0}
+    prompt = list(range(20, 60))
+    body = {**settings, "prompt": prompt, "max_tokens": 8, "ignore_eos": True, "echo": True, "stream": True}
+    lines = [line for line in httpx.post(f"{server.url}/v1/completions", json=body).text.split("\n\n") if line]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if not line.endswith("[DONE]")]
+    streamed = [each["choices"][0]["logprobs"] for each in chunks if each["choices"][0]["logprobs"]]
+    tokens = [token for lists in streamed for token in lists["tokens"]]
+    logprobs = [value for lists in streamed for value in lists["token_logprobs"]]
+    assert len(tokens) == len(logprobs) == 48 and logprobs[0] is None
+    best = client.completions.create(
+        **settings,
+        prompt=prompt,
+        max_tokens=8,
+        n=1,
+        extra_body={"ignore_eos": True, "best_of": 3, "prompt_logprobs": 0},
+    )
+    sampled = best.choices[0].logprobs
+    assert sampled is not None and sampled.token_logprobs == logprobs[40:]
+    assert best.usage is not None and best.usage.completion_tokens == 24
+    scored = best.choices[0].model_extra["prompt_logprobs"]  # type: ignore[index]
+    assert [next(iter(entry.values()))["logprob"] for entry in scored[1:]] == logprobs[1:40]
+    alone = client.completions.create(**settings, prompt=prompt, max_tokens=0, echo=True)
+    (choice,) = alone.choices
+    assert choice.logprobs is not None and choice.logprobs.token_logprobs == logprobs[:40]
+    assert choice.finish_reason == "length"
+    assert_nothing_held(server)
+
+
 def test_stop_string(client: openai.OpenAI) -> None:
     def text(**more: Any) -> Any:
         body = {"ignore_eos": True, **more}

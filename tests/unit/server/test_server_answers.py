@@ -100,6 +100,83 @@ def test_echo_while_streaming() -> None:
     assert texts == ["a" + words(1, 1), "a" + words(2, 1), "bc" + words(2, 1), "bc" + words(3, 1)]
 
 
+PROMPT_LISTS = {
+    "tokens": ["x", "y", "z"],
+    "token_logprobs": [None, -2.0, -2.0],
+    "top_logprobs": [None, {"a": -1.0, "y": -2.0}, {"a": -1.0, "z": -2.0}],
+    "text_offset": [0, 1, 2],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_with_logprobs_scores_the_prompt(stream: bool) -> None:
+    body = {"prompt": ["xyz", "q"], "n": 2, "echo": True, "logprobs": 2, "max_tokens": 1, "stream": stream}
+    response = post(COMPLETIONS, body)
+    found: dict[int, dict[str, Any]] = {}
+    if stream:
+        for event in events(response.text)[:-1]:
+            (choice,) = event["choices"]
+            so_far = found.setdefault(choice["index"], {"text": "", "logprobs": {name: [] for name in PROMPT_LISTS}})
+            so_far["text"] += choice["text"]
+            for name in PROMPT_LISTS:
+                so_far["logprobs"][name] += choice["logprobs"][name]
+    else:
+        found = {choice["index"]: choice for choice in response.json()["choices"]}
+    assert sorted(found) == [0, 1, 2, 3]
+    for index in (0, 1):
+        assert found[index]["text"] == "xyz" + words(3 + index, 1)
+        lists = found[index]["logprobs"]
+        assert {name: values[:3] for name, values in lists.items()} == PROMPT_LISTS
+        assert lists["tokens"][3:] == [words(3 + index, 1)] and lists["text_offset"][3:] == [3]
+    short = found[2]["logprobs"]
+    assert short["tokens"] == ["q", words(1, 1)] and short["token_logprobs"][0] is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_alone_is_scored_with_max_tokens_0(stream: bool) -> None:
+    response = post(COMPLETIONS, {"prompt": "xyz", "echo": True, "logprobs": 2, "max_tokens": 0, "stream": stream})
+    if stream:
+        echo, end, _ = events(response.text)
+        assert (echo["choices"][0]["text"], echo["choices"][0]["logprobs"]) == ("xyz", PROMPT_LISTS)
+        assert (end["choices"][0]["text"], end["choices"][0]["finish_reason"]) == ("", "length")
+        return
+    answer = response.json()
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["logprobs"]) == ("xyz", "length", PROMPT_LISTS)
+    assert answer["usage"]["completion_tokens"] == 0
+    (plain,) = post(COMPLETIONS, {"prompt": "xyz", "echo": True, "max_tokens": 0}).json()["choices"]
+    assert (plain["text"], plain["logprobs"]) == ("xyz", None)
+
+
+def test_prompt_logprobs_have_vllms_shape() -> None:
+    expected = [
+        None,
+        {
+            "121": {"logprob": -2.0, "rank": 2, "decoded_token": "y"},
+            "97": {"logprob": -1.0, "rank": 1, "decoded_token": "a"},
+        },
+    ]
+    for number in (0, 1):
+        body = {"prompt": ["xy", "qy"], "prompt_logprobs": 1, "max_tokens": 1}
+        choice = post(COMPLETIONS, body).json()["choices"][number]
+        assert choice["prompt_logprobs"] == expected and choice["logprobs"] is None
+    chat = post(CHAT, {"messages": HELLO, "prompt_logprobs": 0, "max_tokens": 1}).json()
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert chat["prompt_logprobs"][0] is None and all(len(entry) == 1 for entry in chat["prompt_logprobs"][1:])
+    assert "prompt_logprobs" not in post(CHAT, {"messages": HELLO, "max_tokens": 1}).json()
+
+
+def test_best_of_keeps_the_best_and_counts_all() -> None:
+    body = {"prompt": ["a", "bcd"], "n": 2, "best_of": 5, "max_tokens": 3}
+    answer = post(COMPLETIONS, body).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"]] == [words(5, 3), words(4, 3), words(7, 3), words(6, 3)]
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 2 * 5 * 3
+    same = post(COMPLETIONS, {"prompt": "a", "n": 2, "best_of": 2, "max_tokens": 3, "stream": True})
+    assert same.status_code == 200
+
+
 def test_chat_stream() -> None:
     body = {"messages": HELLO, "max_tokens": 3, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
     response = post(CHAT, body)

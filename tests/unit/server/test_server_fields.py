@@ -144,7 +144,6 @@ def test_bookkeeping_is_accepted(name: str) -> None:
         ("tool_choice", "auto"),
         ("response_format", {"type": "json_object"}),
         ("structured_outputs", {"choice": ["a"]}),
-        ("prompt_logprobs", 1),
         ("reasoning_effort", "high"),
         ("session_id", "s"),
         ("skip_special_tokens", False),
@@ -171,14 +170,29 @@ def test_a_field_that_asks_for_nothing_passes(name: str, value: Any) -> None:
     assert post(CHAT, {"messages": HELLO, name: value}).status_code == 200
 
 
-@pytest.mark.parametrize(("name", "value"), [("suffix", "end"), ("best_of", 2)])
-def test_completions_refuse_suffix_and_best_of(name: str, value: Any) -> None:
-    assert error_of(post(COMPLETIONS, {"prompt": "x", name: value}), 501)["code"] == name
+def test_completions_refuse_suffix_and_chat_refuses_best_of() -> None:
+    assert error_of(post(COMPLETIONS, {"prompt": "x", "suffix": "end"}), 501)["code"] == "suffix"
+    assert error_of(post(CHAT, {"messages": HELLO, "best_of": 2}), 501)["code"] == "best_of"
 
 
-def test_echo_with_logprobs_is_not_built() -> None:
-    error = error_of(post(COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 1}), 501)
-    assert error["param"] == "echo"
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        (COMPLETIONS, {"best_of": 1, "n": 2}, "best_of must be at least 2 and at most 128, got 1"),
+        (COMPLETIONS, {"best_of": 129}, "best_of must be at least 1 and at most 128, got 129"),
+        (COMPLETIONS, {"best_of": 3, "n": 2, "stream": True}, "best_of 3 with n 2 cannot be streamed"),
+        (COMPLETIONS, {"prompt": ["a", "b"], "best_of": 65}, "prompts times n or best_of), got 130"),
+        (COMPLETIONS, {"prompt_logprobs": 21}, "prompt_logprobs must be at least 0 and at most 20, got 21"),
+        (COMPLETIONS, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs is not available when stream is true"),
+        (CHAT, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs is not available when stream is true"),
+        (CHAT, {"prompt_logprobs": -1}, "prompt_logprobs must be at least 0"),
+        (COMPLETIONS, {"max_tokens": 0}, "max_tokens must be at least 1"),
+        (CHAT, {"max_tokens": 0}, "max_tokens must be at least 1"),
+    ],
+)
+def test_what_cannot_be_scored_or_ranked(path: str, fields: dict[str, Any], message: str) -> None:
+    body = {"prompt": "x"} if path == COMPLETIONS else {"messages": HELLO}
+    assert message in error_of(post(path, {**body, **fields}), 400)["message"]
 
 
 @pytest.mark.parametrize(
