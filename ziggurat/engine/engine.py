@@ -22,6 +22,7 @@ from ziggurat.engine.interface import ModelInfo
 from ziggurat.engine.output import TextOutput
 from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
+from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
 from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
@@ -89,6 +90,7 @@ class Engine:
         self.store = _make_store(config, resources)
         self.core = _make_core(config, self.fit, self.model, self.store, self.executor)
         self.drift = DriftWatch(resources, self.store, self.machine)
+        self.scores = ScoreBudget(resources.reserve_bytes() // 2)
         self.num_steps = 0
         self.busy_s = 0.0
         self._continuations: dict[str, _Continuation] = {}
@@ -146,7 +148,8 @@ class Engine:
         self._check_ids(request)
         arrival_s = self._clock.now()
         pooling = request.pooling if isinstance(request, EmbedRequest) else None
-        seq_ids = self.core.add(request, arrival_s, pooling=pooling)
+        with self.scores.holding(request):
+            seq_ids = self.core.add(request, arrival_s, pooling=pooling)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
             detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
@@ -299,8 +302,7 @@ class Engine:
             embedding = finish_embedding(
                 end.pooled, len(request.prompt_ids), request.pooling, normalize=request.normalize
             )
-        text = continuation.text.finish()
-        return self._output(continuation, text, (), end.reason, None, end.error, embedding)
+        return self._output(continuation, continuation.text.finish(), (), end.reason, None, end.error, embedding)
 
     def _output(
         self,
@@ -313,6 +315,8 @@ class Engine:
         embedding: Sequence[float] | None = None,
     ) -> GenerateOutput:
         prompt_logprobs, continuation.prompt_logprobs = tuple(continuation.prompt_logprobs), []
+        if reason is not None and continuation.index == 0:
+            self.scores.release(continuation.request.request_id)
         return GenerateOutput(
             request_id=continuation.request.request_id,
             index=continuation.index,

@@ -70,6 +70,7 @@ class GenerateOutput:
         error: message when finish_reason is ``error``.
         queue_s: seconds from arrival to first scheduling, once that is known.
         prompt_logprobs: with the first output of continuation 0, if they were asked for: of every token of the prompt but the first.
+            Prompts that are scored at a time take at most half of the planner's reserve (`ziggurat.engine.scores`).
         embedding: of an `EmbedRequest`, with its last output: fp32 [hidden].
     """
 

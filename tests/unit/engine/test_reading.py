@@ -15,8 +15,9 @@ from tests.preempting import Preempting
 from tests.unit.engine.rig import Rig
 from tests.unit.engine.settings import FASTEST, Setting, load
 from ziggurat.engine.engine import Engine
+from ziggurat.engine.scores import ENTRY_BYTES, score_bytes
 from ziggurat.engine.types import EmbedRequest, GenerateOutput, GenerateRequest
-from ziggurat.errors import EngineError, RequestError
+from ziggurat.errors import EngineError, QueueFull, RequestError
 from ziggurat.kernels.ops import load_native
 from ziggurat.programs.plan import Limits
 from ziggurat.scheduling.protocol import Batch, BatchItem, ReadRequest
@@ -182,3 +183,28 @@ def test_what_is_refused(folder: Path) -> None:
             with pytest.raises((RequestError, EngineError), match=f"(?i){message}"):
                 engine.add(EmbedRequest(request_id="a", prompt_ids=prompt))
         assert not engine.has_work
+
+
+def test_log_probabilities_of_many_prompts_stay_within_the_reserve(folder: Path) -> None:
+    with load(folder, SETTINGS["pieces"]) as engine:
+        size = score_bytes(GenerateRequest(request_id="s", prompt_ids=TOKENS, params=SCORE))
+        assert size == 70 * 4 * ENTRY_BYTES <= engine.resources.reserve_bytes() // 2 == engine.scores.max_bytes
+        engine.scores.max_bytes = 2 * size
+        for name in "ab":
+            engine.add(GenerateRequest(request_id=name, prompt_ids=TOKENS, params=SCORE))
+        with pytest.raises(QueueFull, match="prompts that are being scored hold"):
+            engine.add(GenerateRequest(request_id="c", prompt_ids=TOKENS, params=SCORE))
+        with pytest.raises(RequestError, match="in use"):
+            engine.add(GenerateRequest(request_id="a", prompt_ids=[5], params=SamplingParams()))
+        engine.abort("a")
+        drain(engine)
+        assert engine.scores.held_bytes == 0
+        with pytest.raises(RequestError, match="not in the vocabulary"):
+            engine.add(GenerateRequest(request_id="d", prompt_ids=[300], params=SCORE))
+        with pytest.raises(RequestError, match="context"):
+            engine.add(GenerateRequest(request_id="d", prompt_ids=[5] * 97, params=SCORE))
+        assert engine.scores.held_bytes == 0
+        engine.scores.max_bytes = size - 1
+        with pytest.raises(RequestError, match="ask for fewer alternatives") as caught:
+            engine.add(GenerateRequest(request_id="c", prompt_ids=TOKENS, params=SCORE))
+        assert caught.value.param == "prompt_logprobs" and not isinstance(caught.value, QueueFull)
