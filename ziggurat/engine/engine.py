@@ -252,6 +252,8 @@ class Engine:
             raise EngineError("the engine is closed")
 
     def _check_ids(self, request: GenerateRequest | EmbedRequest) -> None:
+        if request.priority and self.config.scheduling_policy == "fcfs":
+            raise RequestError("priority needs a server with --scheduling-policy priority", param="priority")
         size, params = self.model.vocab_size, request.params
         _check_range(request.prompt_ids, size, "prompt", "prompt token")
         _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")

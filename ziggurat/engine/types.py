@@ -19,7 +19,7 @@ class GenerateRequest:
     """One prompt with its sampling settings.
 
     Attributes:
-        priority: lower runs earlier under a priority planner (vLLM's meaning).
+        priority: lower runs earlier; refused unless the scheduling policy is ``priority`` (vLLM's meaning).
         cache_salt: requests share prefixes only with requests of the same salt.
     """
 

@@ -18,15 +18,18 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints import CONFIGS, write_checkpoint
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
+from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import (
     ConfigError,
     DoesNotFit,
     ModelError,
     ModelNotFound,
+    RequestError,
     UnknownArchitecture,
     UnsupportedFeature,
     ZigguratError,
 )
+from ziggurat.scheduling.sampling import SamplingParams
 
 Damage = Callable[[Path], None]
 
@@ -119,6 +122,18 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
         Engine.load(EngineConfig(model=folder, memory="48MiB", planner="saratih"))
     with pytest.raises(ConfigError, match="unknown scheduling policy 'fifs', did you mean 'fcfs'"):
         Engine.load(EngineConfig(model=folder, memory="48MiB", scheduling_policy="fifs"))
+
+
+def test_a_priority_is_refused_where_nobody_looks_at_it(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path))
+    request = GenerateRequest(request_id="a", prompt_ids=[1], params=SamplingParams(max_tokens=1), priority=1)
+    with Engine.load(EngineConfig(model=folder, memory="48MiB")) as engine:
+        with pytest.raises(RequestError, match="needs a server with --scheduling-policy priority"):
+            engine.add(request)
+        assert not engine.has_work
+    with Engine.load(EngineConfig(model=folder, memory="48MiB", scheduling_policy="priority")) as engine:
+        engine.add(request)
+        assert engine.has_work
 
 
 def test_interrupting_the_loading_gives_everything_back(tmp_path: Path) -> None:
