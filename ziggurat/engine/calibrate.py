@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ziggurat.scheduling.sequence import Request
 if TYPE_CHECKING:
     from ziggurat.engine.engine import Engine
 
+_LOG = logging.getLogger(__name__)
 ROW_TILE = 16
 """Rows that the kernels compute together."""
 CONTEXT_TOKENS = 256
@@ -33,10 +35,15 @@ def step_sizes(max_tokens: int) -> list[int]:
 def calibrate_engine(engine: Engine, *, tbt_target_s: float | None = None) -> Calibration:
     """Measure, decide, and set the engine's budget. The engine must be idle; nothing of it is left in the KV pool.
 
+    Args:
+        tbt_target_s: the longest step; by default what the engine's configuration says.
+
     Raises:
         ConfigError: see `ziggurat.scheduling.calibration.calibrate`.
     """
-    limits = engine.fit.plan.limits
+    limits, target_ms = engine.fit.plan.limits, engine.config.tbt_target_ms
+    if tbt_target_s is None and target_ms is not None:
+        tbt_target_s = target_ms / 1000
     found = calibrate(
         measure_steps(engine, step_sizes(limits.max_num_batched_tokens)),
         max_num_seqs=limits.max_num_seqs,
@@ -47,6 +54,9 @@ def calibrate_engine(engine: Engine, *, tbt_target_s: float | None = None) -> Ca
     engine.core.budget = TokenBudget(
         max_num_batched_tokens=found.max_num_batched_tokens, max_num_seqs=found.max_num_seqs
     )
+    message = "calibrated: %d tokens and %d sequences per step (%.1f ms; knee at %.0f tokens)"
+    budget = engine.core.budget
+    _LOG.info(message, budget.max_num_batched_tokens, budget.max_num_seqs, 1000 * found.step_s, found.knee_tokens)
     return found
 
 

@@ -33,7 +33,6 @@ from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
-from ziggurat.scheduling.calibration import Calibration
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
@@ -124,21 +123,9 @@ class Engine:
             engine = cls(config, source, resources, ops, clock)
             fill_weights(config, source, resources, ops, progress)
             if config.is_calibrated:
-                engine.calibrate()
+                calibrate_engine(engine)
             on_error.pop_all()
         return engine
-
-    def calibrate(self) -> Calibration:
-        """Time steps and set token budget and sequence cap for this machine; the engine must be idle.
-
-        Raises:
-            ConfigError: no step keeps ``tbt_target_ms``, or the budget would be below a fixed ``max_num_seqs``.
-        """
-        target_ms = self.config.tbt_target_ms
-        found = calibrate_engine(self, tbt_target_s=None if target_ms is None else target_ms / 1000)
-        message = "calibrated: %d tokens and %d sequences per step (%.1f ms; knee at %.0f tokens)"
-        _LOG.info(message, found.max_num_batched_tokens, found.max_num_seqs, 1000 * found.step_s, found.knee_tokens)
-        return found
 
     # ---- the loop
 
