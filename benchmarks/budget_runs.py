@@ -33,7 +33,7 @@ def run_load(seed: int) -> None:
     rng = random.Random(seed)
     shape = rng.choice(["4m", "mistral-window"])
     # From just above the least that works, where sequences preempt each other, to room for all of them.
-    budget = {"4m": rng.randrange(36, 72), "mistral-window": rng.randrange(132, 200)}[shape] * MIB
+    budget = {"4m": rng.randrange(36, 72), "mistral-window": rng.randrange(150, 200)}[shape] * MIB
     with tempfile.TemporaryDirectory() as folder:
         raw = {"max_position_embeddings": 4096, "dtype": "bfloat16", **SHAPES[shape]}
         Path(folder, "config.json").write_text(json.dumps(raw))
