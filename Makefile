@@ -70,8 +70,9 @@ check: env-dev ## lint, format, types, and the rules of the house
 check-native: env-test ## the native kernels under address and undefined-behaviour sanitizers
 	scripts/check_native.sh $(PY)
 
-bench: env ## short benchmarks of the kernels on this machine
+bench: env-test ## short benchmarks of the kernels on this machine, then other engines beside ours (ARGS=--quick for a look)
 	$(PY) benchmarks/kernels.py
+	$(PY) -m ziggurat bench peers $(ARGS)
 
 docs: env ## regenerate docs/systems.md
 	$(PY) -m ziggurat.catalog.render

@@ -16,6 +16,7 @@ KINDS = {
     "throughput": "all requests at once: requests and tokens per second",
     "serve": "requests at a rate, or from clients that wait: TTFT, TPOT, ITL, E2EL",
     "sweep": "the highest request rate that meets a target",
+    "peers": "the same work on other engines, in the same run",
 }
 
 
