@@ -68,9 +68,10 @@ def run(argv: Sequence[str]) -> int:
     """
     namespace = parser().parse(argv)
     options = build(PeersOptions, namespace)
+    # Before the run: by its end another commit may be checked out.
+    facts = machine_facts(" ".join(["ziggurat bench peers", *argv]))
     with raise_interrupts():
         result = measure(SHAPES[options.shape], all_peers(), QUICK if options.quick else Lengths(), options.num_threads)
-    facts = machine_facts(" ".join(["ziggurat bench peers", *argv]))
     result["machine"] = facts.pop("machine") | result["machine"] | {"commit": facts["commit"]}
     result |= facts | {"shape": options.shape, "is_quick": options.quick}
     if options.plot is not None:
