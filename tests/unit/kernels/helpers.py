@@ -53,6 +53,16 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
+def product_error(actual: Tensor, expected: Tensor, magnitude: Tensor, num_terms: int) -> float:
+    """Largest error of sums of products, as a share of what fp32 allows: num_terms * 2**-24 of the sum of absolute terms.
+
+    The error of a sum is bounded by its terms, not by its value: terms that cancel leave a small value with the same error.
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
+    """
+    allowed = num_terms * 2.0**-24 * magnitude.double()
+    return float(((actual.double() - expected).abs() / allowed.clamp_min(1e-30)).max())
+
+
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     x = x.double()
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * (weight.double() + offset)

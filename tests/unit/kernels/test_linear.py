@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.kernels.helpers import BACKENDS, DTYPES, backend, packed, random, relative_error
+from tests.unit.kernels.helpers import BACKENDS, DTYPES, backend, packed, product_error, random, relative_error
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 150))
 
@@ -29,11 +29,13 @@ def test_linear_matches_fp64(name, shape, dtype, seed):
     before = random(seed + 3, num_rows, n)
     panels = packed(ops, weight)
     expected = x.double() @ weight.double().T
-    assert relative_error(run(ops, x, panels, n), expected) < 1e-5
-    assert relative_error(run(ops, x, panels, n, bias=bias), expected + bias.double()) < 1e-5
+    magnitude = x.double().abs() @ weight.double().abs().T
+    assert product_error(run(ops, x, panels, n), expected, magnitude, k) < 1
+    expected, magnitude = expected + bias.double(), magnitude + bias.double().abs()
+    assert product_error(run(ops, x, panels, n, bias=bias), expected, magnitude, k + 1) < 1
     out = before.clone()
     ops.linear(x, panels, out, bias=bias, accumulate=True)
-    assert relative_error(out, expected + bias.double() + before.double()) < 1e-5
+    assert product_error(out, expected + before.double(), magnitude + before.double().abs(), k + 2) < 1
 
 
 @pytest.mark.parametrize("name", BACKENDS)
