@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ziggurat.engine.driver import ThreadDriver
+from ziggurat.engine.handover import Handover
 from ziggurat.engine.interface import EngineInterface, ModelInfo
 from ziggurat.engine.types import GenerateOutput, GenerateRequest
 from ziggurat.errors import Draining, EngineError
@@ -72,7 +73,7 @@ class AsyncEngine:
         self._is_draining = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._driver = ThreadDriver(engine, self._deliver)
+        self._driver = ThreadDriver(engine, Handover(self._loop, self._distribute).put)
         self._driver.start()
 
     @property
@@ -167,18 +168,14 @@ class AsyncEngine:
         # Let the last outputs, which the thread left in the loop's queue, reach their streams.
         await asyncio.sleep(0)
 
-    def _deliver(self, outputs: list[GenerateOutput]) -> None:
-        """On the engine thread."""
-        self._call_soon(self._distribute, outputs)
-
     def _call_soon(self, function: Any, *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
-            _LOG.debug("outputs for a closed event loop are dropped: nobody can read them")
+            _LOG.debug("a closed event loop keeps no account of its requests")
 
     def _distribute(self, outputs: list[GenerateOutput]) -> None:
-        """On the event loop: one call per step."""
+        """On the event loop, the outputs of one step."""
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:

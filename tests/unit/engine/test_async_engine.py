@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.unit.engine.engine_fakes import FakeEngine
 from ziggurat.engine.async_engine import AsyncEngine
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
+from ziggurat.engine.handover import MAX_STEPS_AHEAD
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import Draining, EngineError, RequestError
 from ziggurat.scheduling.sampling import SamplingParams
@@ -86,6 +88,43 @@ def test_a_cancelled_reader_aborts_its_request() -> None:
         await engine.close()
 
     asyncio.run(body())
+
+
+def test_an_engine_that_outruns_its_loop_waits_for_it() -> None:
+    """Memory of outputs that nobody has read is bounded, and the loop gets to its other work."""
+
+    async def body() -> None:
+        fake = FakeEngine()
+        engine = AsyncEngine(fake)
+        stream = await engine.submit(request("endless", max_tokens=10_000_000))
+        before = fake.num_steps
+        time.sleep(0.2)  # the loop itself is blocked
+        assert fake.num_steps - before <= MAX_STEPS_AHEAD
+        outputs = [await anext(stream) for _ in range(3 * MAX_STEPS_AHEAD)]
+        assert [each.num_output_tokens for each in outputs] == list(range(1, 3 * MAX_STEPS_AHEAD + 1))
+        await stream.aclose()
+        assert await engine.drain(5.0)
+        await engine.close()
+
+    asyncio.run(body())
+
+
+def test_an_engine_thread_survives_its_loop() -> None:
+    """A loop that was closed without `close`: the thread must not wait for it for ever."""
+    fake = FakeEngine()
+
+    async def body() -> AsyncEngine:
+        engine = AsyncEngine(fake)
+        await engine.submit(request("orphan", max_tokens=10_000_000))
+        return engine
+
+    engine = asyncio.run(body())
+    before = fake.num_steps
+    deadline = time.monotonic() + 5.0
+    while fake.num_steps <= before + 2 * MAX_STEPS_AHEAD and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert fake.num_steps > before + 2 * MAX_STEPS_AHEAD
+    assert engine._driver.stop(5.0)
 
 
 def test_drain_aborts_after_its_timeout() -> None:
