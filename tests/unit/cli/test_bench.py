@@ -52,7 +52,7 @@ def test_throughput(model: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_serve(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--request-rate", "200", "--max-concurrency", "2", "--goodput", "ttft:60000", "--save-detailed"]
+    flags = ["--request-rate", "inf", "--max-concurrency", "2", "--goodput", "ttft:60000", "--save-detailed"]
     result = result_of(capsys, "serve", *model, *SMALL, *flags)
     assert (result["completed"], result["failed"], result["max_concurrent_requests"]) == (6, 0, 2)
     assert result["total_output_tokens"] == 24 and result["total_cached_tokens"] == 0

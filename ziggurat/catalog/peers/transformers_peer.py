@@ -6,6 +6,7 @@ The greedy loop is written out, because ``generate`` adds bookkeeping per token 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class TransformersFp32(Peer):
 
     engine, format = "transformers", "fp32"
     _model: Any
+    _cache_name: str
 
     @classmethod
     def absent(cls) -> str | None:
@@ -29,6 +31,9 @@ class TransformersFp32(Peer):
 
         torch.set_num_threads(job.threads)
         self._model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32).eval()
+        # Releases before 5.24 say past_key_values, for the argument and for the output alike.
+        names = inspect.signature(self._model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
         import torch
@@ -37,7 +42,7 @@ class TransformersFp32(Peer):
         with torch.inference_mode():
             ids = torch.tensor([list(prompt) for prompt in prompts])
             for _ in range(num_tokens):
-                step = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                ids, cache = step.logits[:, -1].argmax(-1, keepdim=True), step.past_key_values
+                step = self._model(input_ids=ids, **{self._cache_name: cache}, use_cache=True, logits_to_keep=1)
+                ids, cache = step.logits[:, -1].argmax(-1, keepdim=True), step[self._cache_name]
                 outputs.append(ids)
             return [[int(token) for token in row] for row in torch.cat(outputs, 1).tolist()]
