@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/thread_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -149,6 +151,17 @@ void set_num_threads(int num_threads) {
 int num_threads() {
   std::lock_guard<std::mutex> lock(job_mutex);
   return pool()->size();
+}
+
+int64_t second_level_cache_bytes() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (found > 0) return static_cast<int64_t>(found);
+#endif
+    return int64_t{512} << 10;
+  }();
+  return bytes;
 }
 
 }  // namespace zg

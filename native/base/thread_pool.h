@@ -16,4 +16,7 @@ void parallel_for(int64_t num_tasks, TaskBody body, const void* context);
 void set_num_threads(int num_threads);
 int num_threads();
 
+// Of one core, as the operating system tells; 512 KiB where it does not.
+int64_t second_level_cache_bytes();
+
 }  // namespace zg

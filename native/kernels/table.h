@@ -10,6 +10,7 @@ namespace zg {
 
 constexpr int kPanelWidth = 16;  // rows of a weight matrix that lie interleaved: [ceil(N / 16)][K][16]
 constexpr int kKVTile = 64;      // attention walks the KV in tiles of this many absolute positions
+constexpr int kAttentionRows = 96;  // rows (positions x heads of a group) that share one walk over the keys
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 enum class Activation : int { silu = 0, gelu_tanh = 1 };

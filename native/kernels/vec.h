@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eight floats at a time, in two spellings: AVX2 with FMA and F16C, and portable C++. A kernel is written once against this.
+// Eight floats at a time, in two spellings: AVX2 with FMA and F16C, and portable C++; and sixteen, a panel's width, in one register
+// of AVX-512 or in two of eight. A kernel is written once against this. AVX2 and AVX-512 give the same bits: each element has its
+// own chain of the same multiply-adds, whichever register it travels in.
 //
 // This header is compiled once per instruction set, in that set's own namespace, and uses no inline function of the standard
 // library: the linker keeps one copy of those, and it might be the copy that needs AVX2.
@@ -8,6 +10,9 @@
 
 #include "kernels/table.h"
 
+#if ZG_ISA_avx512
+#define ZG_ISA_avx2 1  // what has sixteen lanes has eight as well
+#endif
 #if ZG_ISA_avx2
 #include <immintrin.h>
 #endif
@@ -166,6 +171,41 @@ inline vec8 nan_or8(vec8 v, vec8 other) { ZG_LANES(v.lane[i] != v.lane[i] ? v.la
 
 #endif
 
+#if ZG_ISA_avx512
+
+using vec16 = __m512;
+
+inline vec16 zero16() { return _mm512_setzero_ps(); }
+inline vec16 set16(float value) { return _mm512_set1_ps(value); }
+inline vec16 load16(const float* p) { return _mm512_loadu_ps(p); }
+inline vec16 load16(const bf16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline vec16 load16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline vec16 fma16(vec16 a, vec16 b, vec16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline vec16 mul16(vec16 a, vec16 b) { return _mm512_mul_ps(a, b); }
+inline vec16 sub16(vec16 a, vec16 b) { return _mm512_sub_ps(a, b); }
+inline void store16(float* p, vec16 v) { _mm512_storeu_ps(p, v); }
+inline vec8 low8(vec16 v) { return _mm512_castps512_ps256(v); }
+inline vec8 high8(vec16 v) { return _mm512_extractf32x8_ps(v, 1); }
+
+#else
+
+struct vec16 { vec8 low, high; };
+
+inline vec16 zero16() { return {zero8(), zero8()}; }
+inline vec16 set16(float value) { return {set8(value), set8(value)}; }
+template <typename T> inline vec16 load16(const T* p) { return {load8(p), load8(p + 8)}; }
+inline vec16 fma16(vec16 a, vec16 b, vec16 c) { return {fma8(a.low, b.low, c.low), fma8(a.high, b.high, c.high)}; }
+inline vec16 sub16(vec16 a, vec16 b) { return {sub8(a.low, b.low), sub8(a.high, b.high)}; }
+inline vec16 mul16(vec16 a, vec16 b) { return {mul8(a.low, b.low), mul8(a.high, b.high)}; }
+inline void store16(float* p, vec16 v) { store8(p, v.low), store8(p + 8, v.high); }
+inline vec8 low8(vec16 v) { return v.low; }
+inline vec8 high8(vec16 v) { return v.high; }
+
+#endif
+
 inline void store1(float* p, float value) { *p = value; }
 inline void store1(bf16* p, float value) { p->bits = bf16_bits(value); }
 inline void store1(f16* p, float value) { p->bits = f16_bits(value); }
@@ -204,6 +244,33 @@ inline vec8 exp8(vec8 x) {
   result = below8(x, 88.72f, result, set8(__builtin_inff()));
   return nan_or8(x, result);
 }
+
+#if ZG_ISA_avx512
+
+// The same polynomial on sixteen lanes; the scaling by a power of two is one instruction.
+inline vec16 exp16(vec16 x) {
+  const vec16 safe = _mm512_min_ps(_mm512_max_ps(x, set16(-87.0f)), set16(88.72f));
+  const vec16 n = _mm512_roundscale_ps(mul16(safe, set16(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  vec16 r = fma16(n, set16(-0.693359375f), safe);
+  r = fma16(n, set16(2.12194440e-4f), r);
+  vec16 p = set16(1.9875691500e-4f);
+  p = fma16(p, r, set16(1.3981999507e-3f));
+  p = fma16(p, r, set16(8.3334519073e-3f));
+  p = fma16(p, r, set16(4.1665795894e-2f));
+  p = fma16(p, r, set16(1.6666665459e-1f));
+  p = fma16(p, r, set16(5.0000001201e-1f));
+  p = _mm512_add_ps(fma16(p, mul16(r, r), r), set16(1.0f));
+  vec16 result = _mm512_scalef_ps(p, n);
+  result = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set16(-87.0f), _CMP_NLT_UQ), result);
+  result = _mm512_mask_mov_ps(result, _mm512_cmp_ps_mask(x, set16(88.72f), _CMP_NLT_UQ), set16(__builtin_inff()));
+  return _mm512_mask_mov_ps(result, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+#else
+
+inline vec16 exp16(vec16 x) { return {exp8(x.low), exp8(x.high)}; }
+
+#endif
 
 // tanh x with a relative error below 3e-7, exactly odd; 1 with x's sign for infinity, NaN for NaN.
 // Cephes' polynomial (tanhf, Moshier) up to 0.625, where the exponentials would cancel, 1 - 2 / (e^2|x| + 1) above.

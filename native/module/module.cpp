@@ -19,7 +19,6 @@ using namespace nb::literals;
 
 namespace {
 
-constexpr int64_t kAttentionRows = 32;
 constexpr int64_t kExpertTaskWork = 65536;  // multiply-adds of eight lanes: some ten microseconds
 
 template <typename T>
@@ -82,7 +81,7 @@ void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_s
                      float softcap, uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
                      int64_t kv_stride, int64_t head_stride) {
   const int32_t* starts = at<int32_t>(query_starts);
-  const int64_t heads = num_heads / num_kv_heads, tile_rows = std::max<int64_t>(1, kAttentionRows / heads);
+  const int64_t heads = num_heads / num_kv_heads, tile_rows = std::max<int64_t>(1, zg::kAttentionRows / heads);
   std::vector<int64_t> task_starts(static_cast<size_t>(num_seqs) + 1, 0);
   for (int64_t s = 0; s < num_seqs; ++s) {
     const int64_t tiles = (starts[s + 1] - starts[s] + tile_rows - 1) / tile_rows;
@@ -126,7 +125,8 @@ struct ExpertLists {
     for (size_t e = 0; e < task_panels.size(); ++e) {
       const int64_t num_rows = row_starts[e + 1], work = std::max<int64_t>(1, k * 2 * num_rows);
       int64_t panels = std::max<int64_t>(1, kExpertTaskWork / work);
-      if (num_rows <= 3) panels = (panels + 3) / 4 * 4;
+      const int64_t step = num_rows <= 2 ? 8 : num_rows <= 6 ? 4 : 2;  // whole tiles of every instruction set (linear/tile.h)
+      panels = (panels + step - 1) / step * step;
       task_panels[e] = static_cast<int32_t>(panels);
       task_starts[e + 1] = task_starts[e] + (num_rows > 0 ? static_cast<int32_t>((num_panels + panels - 1) / panels) : 0);
       row_starts[e + 1] += row_starts[e];
@@ -183,6 +183,11 @@ NB_MODULE(_native, m) {
   m.attr("KV_TILE") = zg::kKVTile;
   m.def("isa", [] { return std::string(zg::kernels().isa); });
   m.def("select_isa", [](const std::string& name) { return zg::select_isa(name.c_str()); }, "name"_a);
+  m.def("supported_isas", [] {
+    nb::list names;
+    for (const char* name : zg::supported_isas()) names.append(name);
+    return names;
+  });
   m.def("num_threads", &zg::num_threads);
   m.def("set_num_threads", &zg::set_num_threads, "num_threads"_a, release());
   m.def("pack_panels", &panels<true>, release());

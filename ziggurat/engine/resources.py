@@ -50,6 +50,9 @@ class Resources:
             self._reserve(baseline, BASELINE)
             plan = fit.plan
             self.weights = self._arena(plan.weight_bytes, "weights")
+            # All of it will be written, and every step reads all of it: with small pages the processor spends a good part of a
+            # step on looking up where they are.
+            self.weights.advise_huge()
             self.workspace = self._arena(plan.workspace_bytes, "workspace")
             self.tables = self._arena(plan.table_bytes, "rotary tables")
             self.pools: Sequence[Arena] = [

@@ -6,13 +6,16 @@
 //   position   0 .. 63 | 64 .. 127 | 128 .. 191 | ..        row at position i sees [max(0, i - window + 1), i]
 //   row i      [ tile  |   tile    |  tile lo..hi )          lo and hi are the visible span inside a tile
 //
-// For each row and tile: scores (one chain of eight lanes per key, then a fixed tree), maximum, exponentials, and the weighted sum
-// of the values in the order of the keys; the running maximum, sum and output are rescaled as in online softmax (Milakov and
-// Gimelshein, arXiv 1805.02867). Every step depends on the row's own position and numbers only: chunking, neighbours, the size of
-// a KV block and the threads cannot change a bit. Keys outside the span are never multiplied, so what lies in slots that were not
-// written yet (or in a neighbour's poisoned row) cannot leak in.
+// A tile is widened to fp32 once for all rows of a task: its keys as four panels of sixteen (the layout of linear/tile.h, whose
+// register tiles multiply here too), its values row by row. For each row and tile: scores (one chain of multiply-adds per key, over
+// the head's elements from 0 upwards), maximum, exponentials, and the weighted sum of the values in the order of the keys; the running
+// maximum, sum and output are rescaled as in online softmax (Milakov and Gimelshein, arXiv 1805.02867). Every step depends on the row's
+// own position and numbers only: chunking, neighbours, the size of a KV block and the threads cannot change a bit. Values outside the
+// span are never multiplied, so what lies in slots that were not written yet (or in a neighbour's poisoned row) cannot leak in.
 //
 // A sequence's tasks are not split along the keys: a long lone decode uses as many threads as there are KV heads.
+#include "kernels/attention/transpose.h"
+#include "kernels/linear/tile.h"
 #include "kernels/parallel.h"
 #include "kernels/vec.h"
 
@@ -20,23 +23,22 @@ namespace zg {
 namespace ZG_ISA {
 namespace {
 
-constexpr int kMaxRows = 32;    // rows (positions x heads of a group) that share one walk over the keys
-constexpr int kDirectRows = 8;  // up to here keys are widened on the fly; above, a tile is widened once into scratch
 constexpr int kMaxHeadDim = 256;
+constexpr int kPanelsPerTile = kKVTile / kPanelWidth;
 
 struct Span {
   int first, last;  // [first, last) inside a tile
 };
 
 struct Rows {
-  const float* q[kMaxRows];
-  float* out[kMaxRows];
-  int64_t position[kMaxRows];
-  float maximum[kMaxRows], sum[kMaxRows];
+  const float* q[kAttentionRows];
+  float* out[kAttentionRows];
+  int64_t position[kAttentionRows];  // rising
+  float maximum[kAttentionRows], sum[kAttentionRows];
   int count;
 };
 
-// The keys and values of one tile; entries outside [first, last) point at some entry inside it.
+// The keys and values of one tile in the pool; entries outside [first, last) point at some entry inside it.
 template <typename T>
 struct Tile {
   const T* keys[kKVTile];
@@ -44,55 +46,41 @@ struct Tile {
   int first, last;
 };
 
-template <typename T, int kRows, int kKeys>
-inline void score_keys(const float* const* q, const T* const* keys, int64_t d, vec8 parts[][8], int at) {
-  vec8 sums[kRows][kKeys];
-  for (int r = 0; r < kRows; ++r)
-    for (int j = 0; j < kKeys; ++j) sums[r][j] = zero8();
-  for (int64_t i = 0; i < d; i += 8) {
-    vec8 query[kRows];
-    for (int r = 0; r < kRows; ++r) query[r] = load8(q[r] + i);
-    for (int j = 0; j < kKeys; ++j) {
-      const vec8 key = load8(keys[j] + i);
-      for (int r = 0; r < kRows; ++r) sums[r][j] = fma8(query[r], key, sums[r][j]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int j = 0; j < kKeys; ++j) parts[r][at + j] = sums[r][j];
-}
+struct Scratch {
+  float keys[kKVTile * kMaxHeadDim];    // [panel][element][16]
+  float values[kKVTile * kMaxHeadDim];  // [key][element], rows padded to whole panels
+};
 
-// scores[r][j] = scale * q[r] . key[j] inside the span, minus infinity in the rest of its groups of eight.
-template <typename T, int kRows>
-void score(const float* const* q, const Tile<T>& tile, Span span, int64_t d, float scale, float scores[][kKVTile]) {
-  constexpr int kKeys = kRows == 1 ? 8 : 4;  // eight chains either way
-  for (int group = span.first / 8 * 8; group < span.last; group += 8) {
-    vec8 parts[kRows][8];
-    for (int at = 0; at < 8; at += kKeys) score_keys<T, kRows, kKeys>(q, tile.keys + group + at, d, parts, at);
-    for (int r = 0; r < kRows; ++r) {
-      const vec8 value = mul8(sums8(parts[r]), set8(scale));
-      store8(scores[r] + group, keep8(value, span.first - group, span.last - group, -__builtin_inff()));
-    }
-  }
+inline int64_t value_stride(int64_t d) { return (d + kPanelWidth - 1) / kPanelWidth * kPanelWidth; }
+
+// Minus infinity in the lanes of the span's panels that lie outside of it.
+void hide(float* scores, Span span) {
+  const int end = (span.last + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
+  for (int group = span.first / kPanelWidth * kPanelWidth; group < end; group += 8)
+    if (group < span.first || group + 8 > span.last)
+      store8(scores + group, keep8(load8(scores + group), span.first - group, span.last - group, -__builtin_inff()));
 }
 
 // score = softcap * tanh(score / softcap) inside the span; what lies outside of it stays minus infinity.
 void cap(float* scores, Span span, float softcap) {
-  for (int group = span.first / 8 * 8; group < span.last; group += 8)
+  const int end = (span.last + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
+  for (int group = span.first / kPanelWidth * kPanelWidth; group < end; group += 8)
     store8(scores + group,
            keep8(soft_cap8(load8(scores + group), softcap), span.first - group, span.last - group, -__builtin_inff()));
 }
 
 // Turns scores into weights, moves the row's maximum and sum on, and returns the factor of what was gathered so far.
 float soften(float* scores, Span span, float& maximum, float& sum) {
-  const int begin = span.first / 8 * 8;
+  const int begin = span.first / kPanelWidth * kPanelWidth;
   vec8 best = set8(maximum);
-  for (int group = begin; group < span.last; group += 8) best = max8(best, load8(scores + group));
+  for (int group = begin; group < span.last; group += kPanelWidth)
+    best = max8(max8(best, load8(scores + group)), load8(scores + group + 8));
   const float new_maximum = maximum8(best);
   vec8 total = zero8();
-  for (int group = begin; group < span.last; group += 8) {
-    const vec8 weight = exp8(sub8(load8(scores + group), set8(new_maximum)));
-    store8(scores + group, weight);
-    total = add8(total, weight);
+  for (int group = begin; group < span.last; group += kPanelWidth) {
+    const vec16 weight = exp16(sub16(load16(scores + group), set16(new_maximum)));
+    store16(scores + group, weight);
+    total = add8(add8(total, low8(weight)), high8(weight));
   }
   float factors[8];
   store8(factors, exp8(set8(maximum - new_maximum)));
@@ -101,63 +89,79 @@ float soften(float* scores, Span span, float& maximum, float& sum) {
   return factors[0];
 }
 
-template <typename T, int kRows, int kVecs>
-inline void gather(float* const* out, const Tile<T>& tile, Span span, const float scores[][kKVTile], const float* factors, int64_t at) {
-  vec8 sums[kRows][kVecs];
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kVecs; ++c) sums[r][c] = mul8(load8(out[r] + at + 8 * c), set8(factors[r]));
-  for (int j = span.first; j < span.last; ++j) {
-    vec8 weight[kRows];
-    for (int r = 0; r < kRows; ++r) weight[r] = set8(scores[r][j]);
-    for (int c = 0; c < kVecs; ++c) {
-      const vec8 value = load8(tile.values[j] + at + 8 * c);
-      for (int r = 0; r < kRows; ++r) sums[r][c] = fma8(weight[r], value, sums[r][c]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kVecs; ++c) store8(out[r] + at + 8 * c, sums[r][c]);
-}
-
-template <typename T, int kRows>
-void attend(const AttentionArgs& a, Rows& rows, int first_row, const Tile<T>& tile, Span span) {
-  const int64_t d = a.kv.head_dim;
-  alignas(32) float scores[kRows][kKVTile];
-  float factors[kRows];
-  score<T, kRows>(rows.q + first_row, tile, span, d, a.scale, scores);
-  if (a.softcap > 0.0f)
-    for (int r = 0; r < kRows; ++r) cap(scores[r], span, a.softcap);
-  for (int r = 0; r < kRows; ++r)
-    factors[r] = soften(scores[r], span, rows.maximum[first_row + r], rows.sum[first_row + r]);
-  constexpr int kVecs = 8 / kRows;
-  int64_t at = 0;
-  for (; at + 8 * kVecs <= d; at += 8 * kVecs) gather<T, kRows, kVecs>(rows.out + first_row, tile, span, scores, factors, at);
-  for (; at < d; at += 8) gather<T, kRows, 1>(rows.out + first_row, tile, span, scores, factors, at);
-}
-
 inline Span visible(const AttentionArgs& a, int64_t position, int64_t tile_start) {
   const int64_t begin = a.window > 0 ? most(0, position - a.window + 1) : 0;
   return {static_cast<int>(most(0, begin - tile_start)), static_cast<int>(least(kKVTile, position + 1 - tile_start))};
 }
 
-// Two rows with the same span share the loads of keys and values; their arithmetic is that of one row.
-template <typename T>
-void attend_rows(const AttentionArgs& a, Rows& rows, const Tile<T>& tile, int64_t tile_start) {
-  for (int r = 0; r < rows.count;) {
+// out[r] = start + sum over keys [first, last) of scores[r][key] * value[key], rows [from, to) of the group.
+template <typename Start>
+void add_values(const AttentionArgs& a, const Scratch& scratch, float* const* out, const float (*scores)[kKVTile], int from, int to,
+                int first, int last, const Start& start) {
+  const int64_t d = a.kv.head_dim, stride = value_stride(d);
+  const float* weights[kMaxTileRows] = {};
+  for (int r = from; r < to; ++r) weights[r - from] = scores[r] + first;
+  rows_by_panels<float>(
+      Panels<float>{scratch.values + first * stride, kPanelWidth, stride}, last - first, weights, to - from, 0, stride / kPanelWidth,
+      [&](int r, int64_t column) { return start(from + r, column); },
+      [&](int r, int64_t column, vec8 sum) {
+        if (column < d) store8(out[from + r] + column, sum);
+      });
+}
+
+inline vec16 load_row16(const float* row, int64_t column, int64_t d) {
+  if (column + 16 <= d) return load16(row + column);
+  float lanes[16] = {0};  // the upper half of the last panel lies past the row's end
+  store8(lanes, load8(row + column));
+  return load16(lanes);
+}
+
+// One tile for up to kMaxTileRows rows that all see some of it.
+void attend(const AttentionArgs& a, Rows& rows, int first_row, int count, const Scratch& scratch, int64_t tile_start) {
+  const int64_t d = a.kv.head_dim;
+  alignas(64) float scores[kMaxTileRows][kKVTile];
+  float factors[kMaxTileRows];
+  Span spans[kMaxTileRows];
+  for (int r = 0; r < count; ++r) spans[r] = visible(a, rows.position[first_row + r], tile_start);
+  float* const* out = rows.out + first_row;
+  const int64_t panels = (spans[count - 1].last + kPanelWidth - 1) / kPanelWidth;
+  rows_by_panels<float>(
+      Panels<float>{scratch.keys, d * kPanelWidth, kPanelWidth}, d, rows.q + first_row, count, spans[0].first / kPanelWidth, panels,
+      FromZero{}, [&](int r, int64_t column, vec8 sum) { store8(scores[r] + column, mul8(sum, set8(a.scale))); });
+  for (int r = 0; r < count; ++r) {
+    hide(scores[r], spans[r]);
+    if (a.softcap > 0.0f) cap(scores[r], spans[r], a.softcap);
+    factors[r] = soften(scores[r], spans[r], rows.maximum[first_row + r], rows.sum[first_row + r]);
+  }
+  const auto from_earlier_tiles = [&](int r, int64_t column) { return mul16(load_row16(out[r], column, d), set16(factors[r])); };
+  const auto from_here = [&](int r, int64_t column) { return load_row16(out[r], column, d); };
+  // All rows go together over the keys that all of them see, and each position's rows alone over what only they see:
+  //   row 0  [ common )          the spans of rising positions start and end later and later; where they start at
+  //   row 1  [ common )tail)     different keys (the far edge of a window) each position's rows go alone.
+  const bool is_common = spans[0].first == spans[count - 1].first;
+  if (is_common) add_values(a, scratch, out, scores, 0, count, spans[0].first, spans[0].last, from_earlier_tiles);
+  for (int r = 0; r < count;) {
+    int end = r + 1;
+    while (end < count && rows.position[first_row + end] == rows.position[first_row + r]) ++end;
+    if (!is_common) add_values(a, scratch, out, scores, r, end, spans[r].first, spans[r].last, from_earlier_tiles);
+    else if (spans[r].last > spans[0].last) add_values(a, scratch, out, scores, r, end, spans[0].last, spans[r].last, from_here);
+    r = end;
+  }
+}
+
+// The rows that see some of the tile, in groups of nearly equal size. Groups do not change a row's arithmetic.
+void attend_rows(const AttentionArgs& a, Rows& rows, const Scratch& scratch, int64_t tile_start) {
+  int first = 0, last = rows.count;
+  const auto sees = [&](int r) {
     const Span span = visible(a, rows.position[r], tile_start);
-    if (span.first >= span.last) {
-      ++r;
-      continue;
-    }
-    if (r + 1 < rows.count) {
-      const Span next = visible(a, rows.position[r + 1], tile_start);
-      if (next.first == span.first && next.last == span.last) {
-        attend<T, 2>(a, rows, r, tile, span);
-        r += 2;
-        continue;
-      }
-    }
-    attend<T, 1>(a, rows, r, tile, span);
-    ++r;
+    return span.first < span.last;
+  };
+  while (first < last && !sees(first)) ++first;
+  while (last > first && !sees(last - 1)) --last;
+  const int num_groups = (last - first + kMaxTileRows - 1) / kMaxTileRows;
+  for (int group = 0; group < num_groups; ++group) {
+    const int from = first + group * (last - first) / num_groups, to = first + (group + 1) * (last - first) / num_groups;
+    attend(a, rows, from, to - from, scratch, tile_start);
   }
 }
 
@@ -181,24 +185,15 @@ void locate(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64
   for (int j = tile.last; j < kKVTile; ++j) tile.keys[j] = tile.keys[tile.last - 1], tile.values[j] = tile.values[tile.last - 1];
 }
 
-struct Scratch {
-  float keys[kKVTile * kMaxHeadDim];
-  float values[kKVTile * kMaxHeadDim];
-};
-
-// The same tile in fp32; widening is exact, so the arithmetic that follows is that of the direct path.
 template <typename T>
-void widen(const Tile<T>& from, int64_t d, Scratch& scratch, Tile<float>& to) {
-  to.first = from.first, to.last = from.last;
-  for (int j = from.first; j < from.last; ++j) {
-    float* key = scratch.keys + j * d;
-    float* value = scratch.values + j * d;
-    for (int64_t i = 0; i < d; i += 8) store8(key + i, load8(from.keys[j] + i));
-    for (int64_t i = 0; i < d; i += 8) store8(value + i, load8(from.values[j] + i));
-  }
-  for (int j = 0; j < kKVTile; ++j) {
-    const int64_t at = most(from.first, least(from.last - 1, j)) * d;
-    to.keys[j] = scratch.keys + at, to.values[j] = scratch.values + at;
+void widen(const Tile<T>& tile, int64_t d, Scratch& scratch) {
+  const int64_t stride = value_stride(d);
+  for (int panel = tile.first / kPanelWidth; panel * kPanelWidth < tile.last; ++panel)
+    panel_of_rows<T>(tile.keys + panel * kPanelWidth, d, scratch.keys + panel * kPanelWidth * d);
+  for (int j = tile.first; j < tile.last; ++j) {
+    float* value = scratch.values + j * stride;
+    for (int64_t i = 0; i < d; i += 8) store8(value + i, load8(tile.values[j] + i));
+    if (d < stride) store8(value + d, zero8());
   }
 }
 
@@ -214,14 +209,9 @@ void walk(const AttentionArgs& a, Rows& rows, const int32_t* table, int64_t kv_h
     Tile<T> tile;
     tile.first = static_cast<int>(most(0, begin - start)), tile.last = static_cast<int>(least(kKVTile, highest + 1 - start));
     locate<T>(a, table, kv_head, start, tile);
-    if (rows.count <= kDirectRows) {
-      attend_rows<T>(a, rows, tile, start);
-    } else {
-      static thread_local Scratch scratch;
-      Tile<float> wide;
-      widen<T>(tile, d, scratch, wide);
-      attend_rows<float>(a, rows, wide, start);
-    }
+    static thread_local Scratch scratch;
+    widen<T>(tile, d, scratch);
+    attend_rows(a, rows, scratch, start);
   }
   for (int r = 0; r < rows.count; ++r) {
     const vec8 factor = set8(1.0f / rows.sum[r]);
@@ -250,7 +240,7 @@ void task(const AttentionArgs& a, int64_t index) {
       rows.out[rows.count] = a.out + row * a.out_stride + head * d;
       rows.position[rows.count++] = a.first_positions[low] + row - a.query_starts[low];
       const bool is_end = row + 1 == last && head + 1 == (kv_head + 1) * heads;
-      if (rows.count == kMaxRows || is_end) {
+      if (rows.count == kAttentionRows || is_end) {
         walk<T>(a, rows, a.block_tables + low * a.table_stride, kv_head);
         rows.count = 0;
       }

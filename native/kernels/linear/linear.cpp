@@ -10,7 +10,9 @@ namespace zg {
 namespace ZG_ISA {
 namespace {
 
-constexpr int64_t kTaskWork = 65536;  // multiply-adds of eight lanes: some ten microseconds
+constexpr int64_t kTaskWork = 16384;   // multiply-adds of eight lanes that are worth a thread's while: a few microseconds
+constexpr int64_t kTasksPerThread = 4;  // so that a thread that is held up leaves the rest to the others
+constexpr int64_t kTaskRows = 48;       // many rows are cut, too: the next band reads the same weights again, from a cache
 
 inline vec8 finish(vec8 sum, const LinearArgs& a, float* out, int64_t column, int64_t lanes) {
   const bool is_whole = lanes >= 8;
@@ -32,14 +34,16 @@ template <typename W>
 void run(const LinearArgs& a) {
   if (a.num_rows == 0) return;
   const int64_t num_panels = (a.n + kPanelWidth - 1) / kPanelWidth;
-  const int64_t panel_work = most(1, a.k * 2 * a.num_rows);
-  int64_t group = most(1, kTaskWork / panel_work);
-  if (a.num_rows <= 3) group = (group + 3) / 4 * 4;
-  for_tasks((num_panels + group - 1) / group, [&](int64_t i) {
+  const int64_t work = num_panels * a.k * 2 * a.num_rows;
+  const int64_t num_columns = most(1, least(work / kTaskWork, kTasksPerThread * num_threads()));
+  const int64_t num_bands = most(1, least(work / kTaskWork / num_columns, a.num_rows / kTaskRows));
+  for_tasks(num_columns * num_bands, [&](int64_t i) {
+    const int64_t column = i / num_bands, band = i % num_bands;
+    const int64_t first_row = band * a.num_rows / num_bands, last_row = (band + 1) * a.num_rows / num_bands;
     product(
-        static_cast<const W*>(a.panels), a.k, a.num_rows, i * group, least(num_panels, (i + 1) * group),
-        [&](int64_t row) { return a.x + row * a.x_stride; },
-        [&](int64_t row, int64_t column, vec8 sum) { put(sum, a, row, column); });
+        static_cast<const W*>(a.panels), a.k, last_row - first_row, column * num_panels / num_columns,
+        (column + 1) * num_panels / num_columns, [&](int64_t row) { return a.x + (first_row + row) * a.x_stride; },
+        [&](int64_t row, int64_t column, vec8 sum) { put(sum, a, first_row + row, column); });
   });
 }
 

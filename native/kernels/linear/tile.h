@@ -8,8 +8,9 @@
 //   r0 ........       k0: n0 n1 .. n15     one step of the inner loop: 16 weights are loaded and widened once,
 //   r1 ........       k1: n0 n1 .. n15     and multiplied with x[r][k] for each row r of the tile
 //
-// A single row is bound by reading weights: four panels at once give eight independent chains, enough to hide the latency of the
-// multiply-add. From six rows on it is bound by arithmetic: 6 x 16 is the largest tile whose accumulators fit sixteen registers.
+// A single row is bound by reading weights: several panels at once give independent chains, enough to hide the latency of the
+// multiply-add. Many rows are bound by arithmetic: the tile is then the largest whose accumulators fit the registers, 6 x 16 in
+// sixteen registers of eight lanes, 12 x 32 in thirty-two of sixteen.
 #pragma once
 #include "kernels/parallel.h"
 #include "kernels/vec.h"
@@ -17,57 +18,71 @@
 namespace zg {
 namespace ZG_ISA {
 
+#if ZG_ISA_avx512
+constexpr int kMaxTileRows = 12;
+constexpr int panels_at_once(int num_rows) { return num_rows <= 2 ? 8 : num_rows <= 6 ? 4 : 2; }
+#else
 constexpr int kMaxTileRows = 6;
-constexpr int64_t kRowBlockBytes = 256 * 1024;  // activations that stay in the second-level cache while panels pass by
+constexpr int panels_at_once(int num_rows) { return num_rows == 1 ? 4 : num_rows <= 3 ? 2 : 1; }
+#endif
 
-// put(r, column, sum): eight columns of row r, for every row and both halves of every panel.
-template <typename W, int kRows, int kPanels, typename Put>
-inline void tile(const W* w, int64_t k, const float* const* x, int64_t column, const Put& put) {
-  const int64_t panel_size = k * kPanelWidth;
-  vec8 sums[kRows][kPanels][2];
+// Where the sums of a tile begin: at nothing, unless a caller goes on from what it has.
+struct FromZero {
+  vec16 operator()(int, int64_t) const { return zero16(); }
+};
+
+// Weights as panels of sixteen columns: element (i, column) of panel p is data[p * panel_stride + i * k_stride + column].
+template <typename W>
+struct Panels {
+  const W* data;
+  int64_t panel_stride, k_stride;
+};
+
+// start(r, column) gives the sixteen sums that a row begins with, put(r, column, sum) takes eight of its results.
+template <typename W, int kRows, int kPanels, typename Start, typename Put>
+inline void tile(Panels<W> w, int64_t k, const float* const* x, int64_t column, const Start& start, const Put& put) {
+  vec16 sums[kRows][kPanels];
   for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p) sums[r][p][0] = sums[r][p][1] = zero8();
-  // The hardware follows one slow stream badly; past the panel's end lies the next one, and a prefetch never faults.
-  constexpr int64_t kAhead = (kPanels == 1 ? 2048 : 512) / static_cast<int64_t>(sizeof(W));
+    for (int p = 0; p < kPanels; ++p) sums[r][p] = start(r, column + p * kPanelWidth);
+  // Far enough for the slowest memory; past the panel's end lies the next one, and a prefetch never faults.
+  constexpr int64_t kAhead = 2048 / static_cast<int64_t>(sizeof(W));
   for (int64_t i = 0; i < k; ++i) {
+    vec16 weights[kPanels];
     for (int p = 0; p < kPanels; ++p) {
-      __builtin_prefetch(w + p * panel_size + i * kPanelWidth + kAhead);
-      const vec8 left = load8(w + p * panel_size + i * kPanelWidth);
-      const vec8 right = load8(w + p * panel_size + i * kPanelWidth + 8);
-      for (int r = 0; r < kRows; ++r) {
-        const vec8 value = set8(x[r][i]);
-        sums[r][p][0] = fma8(value, left, sums[r][p][0]);
-        sums[r][p][1] = fma8(value, right, sums[r][p][1]);
-      }
+      const W* at = w.data + p * w.panel_stride + i * w.k_stride;
+      __builtin_prefetch(at + kAhead);
+      weights[p] = load16(at);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const vec16 value = set16(x[r][i]);
+      for (int p = 0; p < kPanels; ++p) sums[r][p] = fma16(value, weights[p], sums[r][p]);
     }
   }
   for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p)
-      for (int half = 0; half < 2; ++half) put(r, column + p * kPanelWidth + half * 8, sums[r][p][half]);
+    for (int p = 0; p < kPanels; ++p) {
+      put(r, column + p * kPanelWidth, low8(sums[r][p]));
+      put(r, column + p * kPanelWidth + 8, high8(sums[r][p]));
+    }
 }
 
-// Panels [first, last) for `kRows` rows, in groups of kPanels.
-template <typename W, int kRows, int kPanels, typename Put>
-void sweep(const W* w, int64_t k, const float* const* x, int64_t first, int64_t last, const Put& put) {
+// Panels [first, last) for `kRows` rows, in groups of kPanels; what is left over in groups of half as many.
+template <typename W, int kRows, int kPanels, typename Start, typename Put>
+void sweep(Panels<W> w, int64_t k, const float* const* x, int64_t first, int64_t last, const Start& start, const Put& put) {
   const float* rows[kRows];  // a copy: nothing that is written through `put` can be one of these addresses
   for (int r = 0; r < kRows; ++r) rows[r] = x[r];
-  const int64_t panel_size = k * kPanelWidth;
   int64_t panel = first;
   for (; panel + kPanels <= last; panel += kPanels)
-    tile<W, kRows, kPanels>(w + panel * panel_size, k, rows, panel * kPanelWidth, put);
-  for (; panel < last; ++panel) tile<W, kRows, 1>(w + panel * panel_size, k, rows, panel * kPanelWidth, put);
+    tile<W, kRows, kPanels>({w.data + panel * w.panel_stride, w.panel_stride, w.k_stride}, k, rows, panel * kPanelWidth, start, put);
+  if constexpr (kPanels > 1) sweep<W, kRows, kPanels / 2>(w, k, x, panel, last, start, put);
 }
 
-template <typename W, typename Put>
-void rows_by_panels(const W* w, int64_t k, const float* const* x, int64_t num_rows, int64_t first, int64_t last, const Put& put) {
-  switch (num_rows) {
-    case 1: return sweep<W, 1, 4>(w, k, x, first, last, put);
-    case 2: return sweep<W, 2, 2>(w, k, x, first, last, put);
-    case 3: return sweep<W, 3, 2>(w, k, x, first, last, put);
-    case 4: return sweep<W, 4, 1>(w, k, x, first, last, put);
-    case 5: return sweep<W, 5, 1>(w, k, x, first, last, put);
-    default: return sweep<W, 6, 1>(w, k, x, first, last, put);
+template <typename W, int kRows = kMaxTileRows, typename Start, typename Put>
+void rows_by_panels(Panels<W> w, int64_t k, const float* const* x, int64_t num_rows, int64_t first, int64_t last, const Start& start,
+                    const Put& put) {
+  if constexpr (kRows > 1) {
+    if (num_rows < kRows) return rows_by_panels<W, kRows - 1>(w, k, x, num_rows, first, last, start, put);
   }
+  sweep<W, kRows, panels_at_once(kRows)>(w, k, x, first, last, start, put);
 }
 
 // Panels [first, last) for all rows: row_at(i) is row i's address, put(i, column, sum) takes eight of its results.
@@ -77,17 +92,21 @@ void product(const W* w, int64_t k, int64_t num_rows, int64_t first, int64_t las
   const auto tile_of_rows = [&](int64_t row, int64_t count, int64_t from, int64_t to) {
     const float* x[kMaxTileRows];
     for (int64_t r = 0; r < count; ++r) x[r] = row_at(row + r);
-    rows_by_panels<W>(w, k, x, count, from, to, [&](int r, int64_t column, vec8 sum) { put(row + r, column, sum); });
+    rows_by_panels<W>(Panels<W>{w, k * kPanelWidth, kPanelWidth}, k, x, count, from, to, FromZero{},
+                      [&](int r, int64_t column, vec8 sum) { put(row + r, column, sum); });
   };
   const int64_t num_tiles = (num_rows + kMaxTileRows - 1) / kMaxTileRows;
   if (num_tiles <= 1) return tile_of_rows(0, num_rows, first, last);
-  const int64_t block_tiles = most(1, kRowBlockBytes / (kMaxTileRows * k * 4));
-  for (int64_t block = 0; block < num_tiles; block += block_tiles) {
-    const int64_t block_end = least(num_tiles, block + block_tiles);
-    for (int64_t panel = first; panel < last; ++panel) {
-      for (int64_t i = block; i < block_end; ++i) {
+  // Activations that stay in half of the second-level cache while all panels pass by; each further block reads the weights again.
+  const int64_t block_tiles = most(1, second_level_cache_bytes() / 2 / (kMaxTileRows * k * 4));
+  const int64_t num_blocks = (num_tiles + block_tiles - 1) / block_tiles;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t block_first = block * num_tiles / num_blocks, block_last = (block + 1) * num_tiles / num_blocks;
+    constexpr int64_t kStep = panels_at_once(kMaxTileRows);
+    for (int64_t panel = first; panel < last; panel += kStep) {
+      for (int64_t i = block_first; i < block_last; ++i) {
         const int64_t row = i * num_rows / num_tiles;
-        tile_of_rows(row, (i + 1) * num_rows / num_tiles - row, panel, panel + 1);
+        tile_of_rows(row, (i + 1) * num_rows / num_tiles - row, panel, least(last, panel + kStep));
       }
     }
   }

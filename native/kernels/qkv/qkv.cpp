@@ -26,9 +26,15 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 }
 
 template <typename T>
+inline void store_entry8(T* to, const float* from) {
+  for (int i = 0; i < 8; ++i) store1(to + i, from[i]);
+}
+inline void store_entry8(float* to, const float* from) { store8(to, load8(from)); }
+
+template <typename T>
 void write_entry(char* to, const float* from, int64_t count) {
   T* entry = reinterpret_cast<T*>(to);
-  for (int64_t i = 0; i < count; ++i) store1(entry + i, from[i]);
+  for (int64_t i = 0; i < count; i += 8) store_entry8(entry + i, from + i);  // head sizes are multiples of eight
 }
 
 void write_kv(const QKVArgs& a, const float* k, int64_t slot) {

@@ -28,7 +28,7 @@ def test_auto_is_native_when_it_is_built():
     assert kernels.select("auto").name == "native"
     description = kernels.describe("auto")
     assert description["backend"] == "native"
-    assert description["isa"] in ("avx2", "portable")
+    assert description["isa"] in ("avx512", "avx2", "portable")
 
 
 def test_without_the_library_auto_says_that_it_is_slower(monkeypatch):
@@ -93,31 +93,52 @@ def test_threads_can_be_set():
     backend("native", num_threads=before)
 
 
-@pytest.fixture
-def portable():
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def one_isa(request):
+    """Each instruction set that this processor has, not only the one that would be chosen."""
     library = native_library()
+    if request.param not in library.supported_isas():
+        pytest.skip(f"this processor or build has no {request.param}")
     before = library.isa()
-    assert library.select_isa("portable")
+    assert library.select_isa(request.param)
     yield backend("native")
     assert library.select_isa(before)
 
 
-def test_the_portable_build_computes_the_same(portable):
+def test_every_instruction_set_computes_the_same(one_isa):
     x, weight = random(1, 9, 70), random(2, 40, 70).bfloat16()
-    panels, out = packed(portable, weight), torch.empty(9, 40)
-    portable.linear(x, panels, out)
+    panels, out = packed(one_isa, weight), torch.empty(9, 40)
+    one_isa.linear(x, panels, out)
     assert relative_error(out, x.double() @ weight.double().T) < 1e-5
     for row in range(9):
         single = torch.empty(1, 40)
-        portable.linear(x[row : row + 1], panels, single)
+        one_isa.linear(x[row : row + 1], panels, single)
         assert torch.equal(single, out[row : row + 1])
     for format_name in ("fp32", "bf16", "fp16"):
         batch = build_batch(3, [(70, 5), (0, 30)], format_name=format_name, num_heads=6, num_kv_heads=2, head_dim=80)
-        assert relative_error(batch.attend(portable, 0.125, 40), reference_attention(batch, 0.125, 40)) < 2e-6
+        assert relative_error(batch.attend(one_isa, 0.125, 40), reference_attention(batch, 0.125, 40)) < 2e-6
     gates, activated = random(4, 3, 26), torch.empty(3, 13)
-    portable.gated_activation(gates, activated)
+    one_isa.gated_activation(gates, activated)
     gate, up = gates.double().chunk(2, 1)
     assert relative_error(activated, torch.nn.functional.silu(gate) * up) < 1e-6
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 13, 40, 120])
+def test_wider_registers_give_a_linear_the_same_bits(num_rows):
+    library = native_library()
+    if "avx512" not in library.supported_isas():
+        pytest.skip("this processor or build has no avx512")
+    before, ops = library.isa(), backend("native")
+    x, panels = random(1, num_rows, 77), packed(ops, random(2, 150, 77).bfloat16())
+    outs = []
+    try:
+        for isa in ("avx512", "avx2"):
+            assert library.select_isa(isa)
+            outs.append(torch.empty(num_rows, 150))
+            ops.linear(x, panels, outs[-1])
+    finally:
+        library.select_isa(before)
+    assert torch.equal(*outs)
 
 
 def test_an_unknown_instruction_set_changes_nothing():
