@@ -13,6 +13,7 @@
 
 #include "base/dispatch.h"
 #include "base/thread_pool.h"
+#include "module/tape.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -157,6 +158,11 @@ void combine(uintptr_t x, int64_t x_stride, uintptr_t routing, int64_t routing_s
       {at<float>(x), x_stride, at<float>(routing), routing_stride, at<float>(out), out_stride, num_rows, k, top_k, accumulate});
 }
 
+void select_rows(uintptr_t x, int64_t x_stride, uintptr_t rows, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t k) {
+  for (int64_t i = 0; i < num_rows; ++i)
+    std::memcpy(at<float>(out) + i * out_stride, at<float>(x) + at<int64_t>(rows)[i] * x_stride, static_cast<size_t>(k) * sizeof(float));
+}
+
 struct CopyJob {
   char* pool;
   const int64_t* pairs;
@@ -179,6 +185,7 @@ void copy_blocks(uintptr_t pool, uintptr_t pairs, int64_t num_pairs, int64_t blo
 
 NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
+  m.attr("ABI") = 1;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
   m.attr("KV_TILE") = zg::kKVTile;
   m.def("isa", [] { return std::string(zg::kernels().isa); });
@@ -188,20 +195,27 @@ NB_MODULE(_native, m) {
     for (const char* name : zg::supported_isas()) names.append(name);
     return names;
   });
+  nb::class_<zg::Tape>(m, "Tape")
+      .def(nb::init<>())
+      .def("__enter__", [](zg::Tape& tape) { tape.start(); })
+      .def("__exit__", [](zg::Tape&, nb::args) { zg::Tape::stop(); })
+      .def("play", &zg::Tape::play, release())
+      .def("__len__", &zg::Tape::size);
   m.def("num_threads", &zg::num_threads);
   m.def("set_num_threads", &zg::set_num_threads, "num_threads"_a, release());
   m.def("pack_panels", &panels<true>, release());
   m.def("unpack_panels", &panels<false>, release());
-  m.def("linear", &linear, release());
-  m.def("embed_rows", &embed_rows, release());
-  m.def("rms_norm", &rms_norm, release());
-  m.def("qkv_post", &qkv_post, release());
-  m.def("paged_attention", &paged_attention, release());
-  m.def("gated_activation", &gated_activation, release());
-  m.def("add", &add, release());
-  m.def("soft_cap", &soft_cap, release());
-  m.def("route", &route, release());
-  m.def("grouped_linear", &grouped_linear, release());
-  m.def("combine", &combine, release());
+  m.def("linear", &zg::Recorded<&linear>::call, release());
+  m.def("embed_rows", &zg::Recorded<&embed_rows>::call, release());
+  m.def("rms_norm", &zg::Recorded<&rms_norm>::call, release());
+  m.def("qkv_post", &zg::Recorded<&qkv_post>::call, release());
+  m.def("paged_attention", &zg::Recorded<&paged_attention>::call, release());
+  m.def("gated_activation", &zg::Recorded<&gated_activation>::call, release());
+  m.def("add", &zg::Recorded<&add>::call, release());
+  m.def("soft_cap", &zg::Recorded<&soft_cap>::call, release());
+  m.def("route", &zg::Recorded<&route>::call, release());
+  m.def("grouped_linear", &zg::Recorded<&grouped_linear>::call, release());
+  m.def("combine", &zg::Recorded<&combine>::call, release());
+  m.def("select_rows", &zg::Recorded<&select_rows>::call, release());
   m.def("copy_blocks", &copy_blocks, release());
 }

@@ -7,10 +7,8 @@ it runs (native or torch twins) is the caller's choice; rows do not depend on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
 from ziggurat.engine.reading import read_prompts
 from ziggurat.engine.rotary import all_rope_tables
 from ziggurat.engine.sampler import Sampler
-from ziggurat.engine.tape import CallRecorder, TapeShelf
+from ziggurat.engine.tape import TapeShelf
 from ziggurat.engine.weights import arena_view
 from ziggurat.errors import EngineError
 from ziggurat.kernels import KernelOps, KVLayer
@@ -83,9 +81,8 @@ class PlanExecutor:
 
     def __init__(self, plan: Plan, memory: Memory, ops: KernelOps) -> None:
         self.plan = plan
-        library = load_native() if isinstance(ops, NativeOps) else None
-        self._recorder = None if library is None else CallRecorder(library)
-        self._ops: KernelOps = ops if self._recorder is None else NativeOps(cast(ModuleType, self._recorder))
+        self._ops = ops
+        self._library = load_native() if isinstance(ops, NativeOps) else None
         self._tapes = TapeShelf(_MAX_TAPES)
         self._memory = memory
         self._inputs = InputBuilder(plan.limits, len(plan.program.kv_groups()))
@@ -134,12 +131,7 @@ class PlanExecutor:
         shape = self._inputs.fill(batch)
         key = (shape.num_tokens, shape.num_seqs, shape.num_rows)
         if not self._tapes.play(key):
-            # Shapes of prefills hardly ever come back; those of decodes do, thousands of times.
-            is_kept = self._recorder is not None and shape.num_tokens <= self.plan.limits.max_num_seqs
-            self._compute(shape, is_kept)
-            if self._recorder is not None and self._recorder.tape is not None:
-                self._tapes.keep(key, self._recorder.tape)
-                self._recorder.tape = None
+            self._compute_and_keep(shape, key)
         self._num_tokens = shape.num_tokens
         base, _ = self._bases[self._slots[self.plan.logits]]
         return base[: shape.num_rows], shape.samples
@@ -156,10 +148,18 @@ class PlanExecutor:
         out: Rows = values[self._hidden if is_hidden else self._slots[self.plan.logits]].numpy()
         return out
 
-    def _compute(self, shape: StepShape, is_kept: bool) -> None:
+    def _compute_and_keep(self, shape: StepShape, key: Hashable) -> None:
+        # Shapes of prefills hardly ever come back; those of decodes do, thousands of times.
+        if self._library is None or shape.num_tokens > self.plan.limits.max_num_seqs:
+            self._compute(shape)
+            return
+        tape = self._library.Tape()
+        with tape:
+            self._compute(shape)
+        self._tapes.keep(key, tape)
+
+    def _compute(self, shape: StepShape) -> None:
         inputs, values = self._inputs.views(shape), self._cut(shape.num_tokens, shape.num_rows)
-        if self._recorder is not None:
-            self._recorder.tape = [] if is_kept else None
         for call in self._body:
             call(values, inputs)
         if shape.num_rows:
@@ -312,13 +312,10 @@ class PlanExecutor:
         return call
 
     def _bind_select(self, step: SelectStep) -> Call:
-        x, out = self._slots[step.x], self._slots[step.out]
+        x, out, kernel = self._slots[step.x], self._slots[step.out], self._ops.select_rows
 
         def call(values: Values, inputs: StepInputs) -> None:
-            arguments = (values[x], inputs.rows, values[out])
-            if self._recorder is not None and self._recorder.tape is not None:
-                self._recorder.tape.append((_select_rows, arguments))
-            _select_rows(*arguments)
+            kernel(values[x], inputs.rows, values[out])
 
         return call
 
@@ -373,10 +370,6 @@ class PlanExecutor:
             kernel(values[x], values[routing], values[out], top_k=top_k, accumulate=accumulate)
 
         return call
-
-
-def _select_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    torch.index_select(x, 0, rows, out=out)
 
 
 def _layer_bytes(group: KVGroup, head_bytes: int) -> int:

@@ -290,6 +290,11 @@ class NativeOps:
             accumulate,
         )
 
+    def select_rows(self, x: Array, rows: Array, out: Array) -> None:
+        """See `KernelOps.select_rows`."""
+        x_stride, out_stride = check_select(x, rows, out)
+        self._lib.select_rows(address(x), x_stride, address(rows), address(out), out_stride, *out.shape)
+
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
         """See `KernelOps.copy_blocks`."""
         check_pairs(pool, pairs, block_bytes)
@@ -303,6 +308,15 @@ def check_route(logits: Array, out: Array, top_k: int) -> tuple[int, int]:
     if not 0 < top_k <= num_experts:
         raise ValueError(f"top_k {top_k} of {num_experts} experts")
     return num_rows, num_experts
+
+
+def check_select(x: Array, row_numbers: Array, out: Array) -> tuple[int, int]:
+    """Strides of source and target; every row number is one of the source's."""
+    num_rows, k = out.shape
+    check(row_numbers, "rows", "int64", (num_rows,))
+    if num_rows and not 0 <= int(row_numbers.min()) <= int(row_numbers.max()) < x.shape[0]:
+        raise ValueError(f"rows: {int(row_numbers.min())} .. {int(row_numbers.max())} outside {x.shape[0]} rows")
+    return rows(x, "x", None, k), rows(out, "out")
 
 
 def check_pairs(pool: Array, pairs: Array, block_bytes: int) -> None:

@@ -22,6 +22,8 @@ from ziggurat.registry import nearest
 __all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
+_ABI = 1
+"""Of native/module/module.cpp; raised there and here when a signature changes."""
 
 Array = Any
 """A torch CPU tensor or a numpy array."""
@@ -225,6 +227,10 @@ class KernelOps(Protocol):
         """``out[t] = sum over j of probability[t, j] * x[t * top_k + j] (+ out[t])``, j rising; x fp32 [T * top_k, K], out fp32 [T, K]."""
         ...
 
+    def select_rows(self, x: Array, rows: Array, out: Array) -> None:
+        """``out[i] = x[rows[i]]``; x fp32 [T, K], rows int64 [R], out fp32 [R, K], which must not overlap ``x``."""
+        ...
+
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
         """Copy whole blocks inside a contiguous pool: ``pairs`` int64 [n, 2] of (source, destination), all distinct destinations
         that are nobody's source."""
@@ -232,11 +238,22 @@ class KernelOps(Protocol):
 
 
 def load_native() -> ModuleType | None:
-    """The native library, or None if this installation was built without a C++ compiler."""
+    """The native library, or None if this installation was built without a C++ compiler.
+
+    Raises:
+        ConfigError: the library was built from other sources than these.
+    """
     try:
-        return importlib.import_module("ziggurat.kernels._native")
+        library = importlib.import_module("ziggurat.kernels._native")
     except ModuleNotFoundError:
         return None
+    found = getattr(library, "ABI", 0)
+    if found != _ABI:
+        raise ConfigError(
+            f"the native library {library.__file__} has interface {found}, this Python code needs {_ABI}: "
+            "it was built from other sources. Rebuild it with `make native`"
+        )
+    return library
 
 
 def select(backend: str = "auto", *, num_threads: int | None = None) -> KernelOps:

@@ -3,34 +3,56 @@
 
 from __future__ import annotations
 
-import types
+import threading
 
 import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
 from tests.unit.engine.rig import Rig
-from ziggurat.engine.tape import CallRecorder, TapeShelf
+from ziggurat.engine.tape import TapeShelf
+from ziggurat.kernels.native import NativeOps
 from ziggurat.kernels.ops import load_native
 
 
-def test_calls_are_kept_only_while_a_tape_runs() -> None:
-    seen: list[int] = []
-    library = types.ModuleType("library")
-    library.add = lambda a, b: seen.append(a + b)  # type: ignore[attr-defined]
-    recorder = CallRecorder(library)
-    recorder.add(1, 2)
-    recorder.tape = tape = []
-    recorder.add(3, 4)
-    recorder.tape = None
-    recorder.add(5, 6)
-    assert len(tape) == 1 and seen == [3, 7, 11]
-    shelf = TapeShelf(2)
-    for key in "abc":
+class FakeTape:
+    def __init__(self) -> None:
+        self.num_plays = 0
+
+    def play(self) -> None:
+        self.num_plays += 1
+
+
+def test_the_shelf_keeps_what_was_played_last() -> None:
+    shelf, tapes = TapeShelf(2), {key: FakeTape() for key in "abc"}
+    for key, tape in tapes.items():
         shelf.keep(key, tape)
         assert shelf.play("a")
-    assert seen == [3, 7, 11, 7, 7, 7]
     assert [shelf.play(key) for key in "abc"] == [True, False, True]
+    assert [tape.num_plays for tape in tapes.values()] == [4, 0, 1]
+
+
+@pytest.mark.skipif(load_native() is None, reason="only native calls are recorded")
+def test_a_tape_keeps_the_calls_of_its_thread_while_it_runs() -> None:
+    library = load_native()
+    assert library is not None
+    ops, x, delta = NativeOps(library), torch.zeros(2, 4), torch.ones(2, 4)
+    other = torch.zeros(2, 4)
+    ops.add(x, delta)
+    tape = library.Tape()
+    with tape:
+        ops.add(x, delta)
+        thread = threading.Thread(target=ops.add, args=(other, delta))
+        thread.start()
+        thread.join()
+    ops.add(x, delta)
+    assert len(tape) == 1
+    tape.play()
+    assert torch.equal(x, torch.full((2, 4), 4.0)) and torch.equal(other, delta)
+    with pytest.raises(RuntimeError, match="stop"), tape:
+        raise RuntimeError("stop")
+    ops.add(x, delta)
+    assert len(tape) == 1
 
 
 @pytest.mark.skipif(load_native() is None, reason="only native calls are recorded")

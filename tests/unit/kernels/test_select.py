@@ -39,6 +39,23 @@ def test_without_the_library_auto_says_that_it_is_slower(monkeypatch):
         kernels.select("native")
 
 
+def test_a_library_from_other_sources_is_refused(monkeypatch):
+    library = native_library()
+    monkeypatch.setattr(library, "ABI", 0)
+    with pytest.raises(ConfigError, match="make native"):
+        kernels.select("auto")
+
+
+def test_rows_are_selected():
+    x, rows = random(1, 9, 12), torch.tensor([8, 0, 3, 3])
+    for name in ("native", "torch"):
+        out = torch.empty(4, 12)
+        backend(name).select_rows(x, rows, out)
+        assert torch.equal(out, x[rows])
+        with pytest.raises(ValueError, match=r"rows: 0 \.\. 9 outside 9 rows"):
+            backend(name).select_rows(x, torch.tensor([0, 9, 1, 1]), out)
+
+
 def test_unknown_backend():
     with pytest.raises(ConfigError, match="did you mean 'native'"):
         kernels.select("nativ")

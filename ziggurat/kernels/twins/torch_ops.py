@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ziggurat.kernels.arrays import check_out_features, grouped_shape, panel_shape
-from ziggurat.kernels.native import check_kv, check_pairs, check_route
+from ziggurat.kernels.native import check_kv, check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
 from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm, tanh, tree_sum
@@ -206,6 +206,11 @@ class TorchOps:
         for j in range(1, top_k):
             total = total + rows[:, j] * weights[:, j]
         result.copy_(result + total if accumulate else total)
+
+    def select_rows(self, x: Array, rows: Array, out: Array) -> None:
+        """See `KernelOps.select_rows`."""
+        check_select(x, rows, out)
+        as_tensor(out).copy_(as_tensor(x)[as_tensor(rows)])
 
     def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
         """See `KernelOps.copy_blocks`."""
