@@ -2,8 +2,8 @@
 """Does the budget hold? Twenty random loads in fresh processes, and the peak of loading a real checkpoint.
 
 ``python -m benchmarks.budget_runs [--runs 20] [--output FILE]``: each run draws a budget, limits, a KV format and a stream of
-requests of random lengths with aborts; its Pss is sampled from outside, loading included, and must stay below baseline + budget.
-Run it alone: a library page that other processes map too counts only in part, and fully once they have ended.
+requests of random lengths with aborts; its memory (Pss, pages of mapped files in full) is sampled from outside, loading included, and
+must stay below baseline + budget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.planned_memory import MIB, SHAPES, pss_bytes
+from benchmarks.planned_memory import MIB, SHAPES, charged_bytes
 from benchmarks.report import publish
 
 
@@ -92,12 +92,12 @@ def run_loading(folder: str) -> None:
 
 
 def watch(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """Peak Pss of a child and the JSON lines that it printed."""
+    """Peak memory of a child and the JSON lines that it printed."""
     command = [sys.executable, "-m", "benchmarks.budget_runs", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0
     while child.poll() is None:
-        peak = max(peak, pss_bytes(child.pid))
+        peak = max(peak, charged_bytes(child.pid))
         time.sleep(0.005)
     out, _ = child.communicate()
     if child.returncode:

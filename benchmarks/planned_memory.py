@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planned against measured memory: peak Pss of a fresh process per case, running exactly the planned batch.
+"""Planned against measured memory: the peak of a fresh process per case, running exactly the planned batch.
 
-``python -m benchmarks.planned_memory [--quick] [--output FILE]`` runs every case in a child process whose Pss is sampled from
+``python -m benchmarks.planned_memory [--quick] [--output FILE]`` runs every case in a child process whose memory is sampled from
 outside; nothing is pre-touched, so what is measured is what the batch really used.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import publish
+from ziggurat.memory.machine import Machine
 
 MIB = 1024 * 1024
 SHAPES: dict[str, dict[str, Any]] = {
@@ -68,13 +69,12 @@ BATCH = {256: 8, 1024: 4, 4096: 2}
 STEP_TOKENS = 256
 
 
-def pss_bytes(pid: int) -> int:
-    """Proportional set size of a process, 0 once it is gone. Other processes with the same libraries change it: run this alone."""
+def charged_bytes(pid: int) -> int:
+    """What a process is charged for (`ProcessMemory.charged_bytes`: Pss, pages of mapped files in full); 0 once it is gone."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return Machine(pid=pid).process_memory().charged_bytes
+    except (OSError, IndexError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
 
 
 def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
@@ -114,7 +114,7 @@ def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
         )
         engine = Engine.load(config)
     memory = engine.memory()
-    loaded = pss_bytes(os.getpid())
+    loaded = charged_bytes(os.getpid())
     # Enough output that the first sequence still runs when the last prompt is finished: all of the batch is there at once.
     new_tokens = batch * -(-context // STEP_TOKENS) + 8
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
@@ -133,7 +133,7 @@ def run_case(shape: str, context: int, kv_cache_dtype: str) -> None:
                 "planned_bytes": memory["planned_bytes"],
                 "budget_bytes": memory["limits"]["ram"],
                 "weight_bytes": engine.fit.plan.weight_bytes,
-                "loaded_pss_bytes": loaded,
+                "loaded_bytes": loaded,
                 "batch": batch,
                 "running": largest_running,
             }
@@ -148,7 +148,7 @@ def measure(shape: str, context: int, kv_cache_dtype: str = "auto") -> dict[str,
     peak = 0
     started = time.monotonic()
     while child.poll() is None:
-        peak = max(peak, pss_bytes(child.pid))
+        peak = max(peak, charged_bytes(child.pid))
         time.sleep(0.005)
     out, err = child.communicate()
     if child.returncode:
@@ -162,7 +162,7 @@ def measure(shape: str, context: int, kv_cache_dtype: str = "auto") -> dict[str,
         "context_tokens": context,
         "kv_cache_dtype": kv_cache_dtype,
         **facts,
-        "peak_pss_bytes": peak,
+        "peak_bytes": peak,
         "measured_bytes": measured,
         "difference_bytes": difference,
         "allowed_bytes": allowed,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger against reality: Pss above the baseline that no lease explains shrinks the KV pool, visibly.
+"""The ledger against reality: memory above the baseline that no lease explains shrinks the KV pool, visibly.
 
 Blocks leave circulation by being reserved for a sequence of nobody's, named in the ledger; their pages are given back. They return when
 the drift has gone.
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class DriftWatch:
-    """Compares Pss with the ledger every `CHECK_INTERVAL_STEPS` calls of `tick`.
+    """Compares what the process is charged for with the ledger every `CHECK_INTERVAL_STEPS` calls of `tick`.
 
     Args:
         store: gives up blocks; never so many that a lone sequence of max_model_len would not fit any more.
@@ -51,7 +51,7 @@ class DriftWatch:
     def check(self) -> None:
         """Measure now and adjust the pool."""
         resources = self._resources
-        measured = self._machine.process_memory().pss_bytes - resources.baseline_bytes
+        measured = self._machine.process_memory().charged_bytes - resources.baseline_bytes
         self.drift_bytes = measured - resources.known_bytes()
         excess_bytes = self.drift_bytes - resources.reserve_bytes()
         plan = resources.fit.plan

@@ -114,7 +114,7 @@ class Engine:
         ops = kernels.select(config.kernels, num_threads=config.threads or machine.usable_cores())
         limit_heap_slack()
         warm_up(ops)
-        baseline_bytes = machine.process_memory().pss_bytes
+        baseline_bytes = machine.process_memory().charged_bytes
         budget = default_budget(baseline_bytes, machine) if config.memory is None else parse_size(config.memory)
         with ExitStack() as on_error:
             resources = Resources(size(config, source, budget), baseline_bytes, clock)

@@ -17,8 +17,8 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     """Who owns which bytes, why, since when.
 
     Keys: ``now_s`` (the clock of every ``since_s``), ``tiers`` (tier, limit, used, peak), ``limits`` (tier -> bytes),
-    ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, above_baseline, has_pss), ``drift`` (bytes that no
-    lease explains, blocks per group out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
+    ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, charged, above_baseline, has_pss; see `memory.machine`),
+    ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
     depth), ``kv`` (per group; ``wasted_bytes`` as in `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
     """
     resources, process = engine.resources, engine.machine.process_memory()
@@ -40,8 +40,9 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "process": {
             "pss_bytes": process.pss_bytes,
             "rss_bytes": process.rss_bytes,
+            "charged_bytes": process.charged_bytes,
             "has_pss": process.has_pss,
-            "above_baseline_bytes": process.pss_bytes - resources.baseline_bytes,
+            "above_baseline_bytes": process.charged_bytes - resources.baseline_bytes,
         },
         "drift": {"num_bytes": engine.drift.drift_bytes, "num_blocks": engine.drift.num_blocks},
         "ledger": [asdict(row) for row in ledger.rows()],

@@ -29,7 +29,7 @@ class Resources:
 
     Args:
         fit: what was derived from the budget; the leases have exactly its sizes.
-        baseline_bytes: Pss before anything of the model was there.
+        baseline_bytes: `ProcessMemory.charged_bytes` before anything of the model was there.
         clock: for the ages of the leases.
 
     Attributes:

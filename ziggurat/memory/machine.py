@@ -42,11 +42,14 @@ class ProcessMemory:
     Attributes:
         rss_bytes: all resident pages.
         pss_bytes: the same, but a page mapped n times counts 1/n; equal to RSS where the kernel does not tell.
+        charged_bytes: what budgets are checked against: Pss, but pages of mapped files (libraries, above all) in full. Never below
+            Pss, and it does not change when another process that maps the same libraries comes or goes.
         has_pss: whether ``pss_bytes`` is real.
     """
 
     rss_bytes: int
     pss_bytes: int
+    charged_bytes: int
     has_pss: bool
 
 
@@ -80,11 +83,24 @@ class Machine:
         """RSS and Pss now. Walks the page tables (about a millisecond per GiB): not for every step."""
         try:
             fields = _kib_fields(self._process / "smaps_rollup")
-            return ProcessMemory(rss_bytes=fields["Rss"], pss_bytes=fields["Pss"], has_pss=True)
+            rss_bytes, pss_bytes = fields["Rss"], fields["Pss"]
+            return ProcessMemory(
+                rss_bytes=rss_bytes,
+                pss_bytes=pss_bytes,
+                charged_bytes=max(pss_bytes, pss_bytes + self._shared_file_bytes(fields)),
+                has_pss=True,
+            )
         except (OSError, KeyError):
             # No such file before Linux 4.14, and none that may be read in some sandboxes.
             rss_bytes = self.rss_bytes()
-            return ProcessMemory(rss_bytes=rss_bytes, pss_bytes=rss_bytes, has_pss=False)
+            return ProcessMemory(rss_bytes=rss_bytes, pss_bytes=rss_bytes, charged_bytes=rss_bytes, has_pss=False)
+
+    def _shared_file_bytes(self, rollup: dict[str, int]) -> int:
+        """What Pss leaves out of our pages of mapped files because others map them too; 0 on kernels that do not split Pss (before 5.4)."""
+        if "Pss_File" not in rollup or "Anonymous" not in rollup:
+            return 0
+        shmem_bytes = _kib_fields(self._process / "status").get("RssShmem", 0)
+        return rollup["Rss"] - rollup["Anonymous"] - shmem_bytes - rollup["Pss_File"]
 
     def rss_bytes(self) -> int:
         """RSS from the kernel's own counter: cheap."""

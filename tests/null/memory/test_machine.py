@@ -140,6 +140,19 @@ def test_pss_falls_back_to_rss(tmp_path: Path) -> None:
     (tmp_path / "proc/self/smaps_rollup").write_text(rollup)
     memory = found.process_memory()
     assert (memory.rss_bytes, memory.pss_bytes, memory.has_pss) == (1780 * KIB, 265 * KIB, True)
+    assert memory.charged_bytes == memory.pss_bytes
+
+
+def test_pages_of_libraries_count_in_full(tmp_path: Path) -> None:
+    """Another process that maps the same libraries changes Pss, and must not change what is checked against the budget."""
+    found = machine(tmp_path, mounts=[], groups="", files={"proc/self/status": "Name: x\nRssShmem:\t 40 kB\n"})
+    lines = ("Rss: 1740", "Pss: {}", "Pss_Anon: 100", "Pss_File: {}", "Pss_Shmem: 20", "Anonymous: 100")
+    rollup = "00-ff ---p 00:00 0 [rollup]\n" + "".join(f"{line} kB\n" for line in lines)
+    for file_share in (1600, 800, 160):
+        (tmp_path / "proc/self/smaps_rollup").write_text(rollup.format(120 + file_share, file_share))
+        memory = found.process_memory()
+        assert memory.pss_bytes == (120 + file_share) * KIB
+        assert memory.charged_bytes == (100 + 20 + 1600) * KIB
 
 
 def test_default_budget_is_the_rule_of_the_design(tmp_path: Path) -> None:
@@ -156,6 +169,7 @@ def test_this_machine_can_be_read() -> None:
     here = Machine()
     memory = here.process_memory()
     assert 0 < memory.pss_bytes <= memory.rss_bytes < here.ram_bytes()
+    assert memory.pss_bytes <= memory.charged_bytes < here.ram_bytes()
     assert 0 < here.memory_limit_bytes() <= here.ram_bytes()
     assert here.usable_cores() >= 1
 

@@ -57,7 +57,7 @@ def load(folder: Path, setting: Setting) -> Engine:
     pool_bytes = sum(count * roomy.plan.block_bytes(group) for count, group in zip(counts, groups, strict=True))
     tight = replace(roomy, num_blocks=tuple(counts), kv_pool_bytes=pool_bytes, metadata_bytes=0)
     ops = kernels.select(setting.backend, num_threads=setting.threads)
-    baseline_bytes = Machine().process_memory().pss_bytes
+    baseline_bytes = Machine().process_memory().charged_bytes
     engine = Engine(config, source, Resources(tight, baseline_bytes, WallClock()), ops, WallClock())
     fill_weights(config, source, engine.resources, ops, None)
     return engine

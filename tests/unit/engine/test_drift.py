@@ -27,7 +27,9 @@ class FakeMachine(Machine):
         self.pss_bytes = 0
 
     def process_memory(self) -> ProcessMemory:
-        return ProcessMemory(rss_bytes=self.pss_bytes, pss_bytes=self.pss_bytes, has_pss=True)
+        return ProcessMemory(
+            rss_bytes=self.pss_bytes, pss_bytes=self.pss_bytes, charged_bytes=self.pss_bytes, has_pss=True
+        )
 
 
 @pytest.fixture
