@@ -17,9 +17,10 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     """Who owns which bytes, why, since when.
 
     Keys: ``now_s`` (the clock of every ``since_s``), ``tiers`` (tier, limit, used, peak), ``limits`` (tier -> bytes),
-    ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, charged, above_baseline, has_pss; see `memory.machine`),
-    ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows: kind, owner, tier, num_bytes, peak_bytes, since_s, why,
-    depth), ``kv`` (per group; ``wasted_bytes`` as in `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
+    ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, charged, above_baseline,
+    has_pss; see `memory.machine`), ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows:
+    kind, owner, tier, num_bytes, peak_bytes, since_s, why, depth), ``kv`` (per group; ``wasted_bytes`` as in
+    `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
