@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from ziggurat import errors
+from ziggurat.cli import bench, trace
 from ziggurat.cli.main import VERBS, load
 from ziggurat.server.errors import TABLE
 
 ROOT = Path(__file__).parents[2]
+KINDS = {kinds.verb: kinds for kinds in (bench.KINDS, trace.KINDS)}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ziggurat").rglob("*.md")])
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -53,6 +55,14 @@ def test_links_lead_to_files(page: Path) -> None:
 _COMMAND = re.compile(r"(?<!from )\bziggurat ([a-z]+)\b((?: +(?:--?[\w=-]+|[^\s`#-][^\s`#]*))*)")
 
 
+def known_flags(verb: str, rest: str) -> list[str]:
+    """Of a verb, or of the kind of it that the next word names."""
+    kind = rest.split()[0] if rest.split() else ""
+    if verb in KINDS and kind in KINDS[verb].summaries:
+        return KINDS[verb].load(kind).parser().flag_names()
+    return load(verb).parser().flag_names()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_documents_exist(page: Path) -> None:
     """Verbs and flags of every `ziggurat ..` in code, inline or fenced."""
@@ -60,7 +70,7 @@ def test_commands_in_documents_exist(page: Path) -> None:
     code = re.findall(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
     wrong = []
     for verb, rest in _COMMAND.findall("\n".join(fenced or inline for fenced, inline in code)):
-        known = load(verb).parser().flag_names() if verb in VERBS else []
+        known = known_flags(verb, rest) if verb in VERBS else []
         wrong += [] if verb in VERBS else [verb]
         wrong += [f"{verb} {flag}" for flag in re.findall(r"--[a-z][\w-]*", rest) if flag not in known]
     assert not wrong

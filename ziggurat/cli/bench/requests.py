@@ -11,7 +11,7 @@ from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
 from ziggurat.workload.arrivals import LENGTHS, Lengths, make_arrivals, uniform
 from ziggurat.workload.records import Arrival
-from ziggurat.workload.trace import read_trace
+from ziggurat.workload.traces.reading import read_trace
 
 DATASETS = ("random", "arxiv", "fastgen", "timed_trace")
 
