@@ -222,7 +222,8 @@ def _without_rounded(window: Window) -> Array:
     num_zero = int((gaps <= 0).sum())
     if not 0 < num_zero <= MAX_ROUNDED_SHARE * gaps.size:
         return gaps
-    return np.maximum(gaps, np.spacing(window.times_s[-1]))
+    shortest_s = float(np.spacing(window.times_s[-1]))
+    return np.asarray(np.maximum(gaps, shortest_s))
 
 
 def _fit_window(window: Window, *, has_failed: bool, rng: np.random.Generator, num_resamples: int) -> WindowFit:

@@ -100,10 +100,11 @@ class TruncatedZipf:
 class QuantileLengths:
     """A length distribution through published quantiles, with the published mean.
 
-    Between two quantiles values are spread evenly. Below the first one, of which publications say nothing, they follow a power of the
-    rank, whose exponent makes the mean right.
+    Between two quantiles values are spread evenly, or their logarithms. Below the first one, of which publications say nothing, values
+    follow a power of the rank, whose exponent makes the mean right.
 
     Attributes:
+        is_geometric: spread the logarithms: for quantiles far apart, whose mean would otherwise leave too little for the lowest.
         points: (share, tokens), ascending in both.
         longest: tokens at share 1.
 
@@ -115,6 +116,7 @@ class QuantileLengths:
     points: tuple[tuple[float, float], ...]
     longest: float
     shortest: float = 1.0
+    is_geometric: bool = False
     exponent: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,12 +124,15 @@ class QuantileLengths:
         if any(a >= c or b > d for (a, b), (c, d) in pairwise(knots)):
             raise ConfigError(f"quantiles must ascend from 0 to 1, got {knots}")
         share, first = self.points[0]
-        above = sum((c - a) * (b + d) / 2 for (a, b), (c, d) in pairwise(knots[1:]))
+        above = sum((c - a) * self._mean_between(b, d) for (a, b), (c, d) in pairwise(knots[1:]))
         # Mean of shortest + (first - shortest) * u ** p over u in [0, 1] is shortest + (first - shortest) / (p + 1).
         inside = (self.mean - above) / share - self.shortest
         if not 0 < inside < first - self.shortest:
             raise ConfigError(f"no distribution through {self.points} has the mean {self.mean}")
         object.__setattr__(self, "exponent", (first - self.shortest) / inside - 1)
+
+    def _mean_between(self, low: float, high: float) -> float:
+        return (high - low) / math.log(high / low) if self.is_geometric and high > low else (low + high) / 2
 
     def at(self, share: float) -> float:
         """The quantile."""
@@ -137,7 +142,8 @@ class QuantileLengths:
             return self.shortest + (first - self.shortest) * math.pow(share / first_share, self.exponent)
         place = bisect.bisect_left(knots, (share, -math.inf))
         (a, b), (c, d) = knots[place - 1], knots[min(place, len(knots) - 1)]
-        return b + (d - b) * (share - a) / (c - a)
+        place_between = (share - a) / (c - a)
+        return b * math.pow(d / b, place_between) if self.is_geometric else b + (d - b) * place_between
 
     def draw(self, rng: random.Random) -> float:
         """A length."""
@@ -152,5 +158,7 @@ GPT4_CONVERSATION_OUTPUT = QuantileLengths(
     mean=271, points=((0.5, 243), (0.8, 434), (0.95, 669), (0.99, 964)), longest=1500
 )
 # Azure's chat hour of November 2023 (AzurePublicDataset, AzureLLMInferenceTrace_conv.csv): mean, P50, P90, P99.
-AZURE_CONVERSATION_PROMPT = QuantileLengths(mean=1154.7, points=((0.5, 1020), (0.9, 2734), (0.99, 4142)), longest=5000)
+AZURE_CONVERSATION_PROMPT = QuantileLengths(
+    mean=1154.7, points=((0.5, 1020), (0.9, 2734), (0.99, 4142)), longest=5000, is_geometric=True
+)
 AZURE_CONVERSATION_OUTPUT = QuantileLengths(mean=211.1, points=((0.5, 129), (0.9, 424), (0.99, 601)), longest=700)

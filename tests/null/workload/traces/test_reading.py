@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,7 @@ def test_the_books_always_balance(
     try:
         found = [(arrival.t_s, arrival.prompt_len, arrival.max_new) for arrival in reader]
     except TraceError as error:
-        is_unsorted = any(b[0] < a[0] for a, b in zip(kept, kept[1:], strict=False))
+        is_unsorted = any(b[0] < a[0] for a, b in pairwise(kept))
         assert not kept or (is_unsorted and not sort and error.row is not None)
         return
     assert found == (sorted(kept, key=lambda each: each[0]) if sort else kept)
