@@ -162,3 +162,10 @@ AZURE_CONVERSATION_PROMPT = QuantileLengths(
     mean=1154.7, points=((0.5, 1020), (0.9, 2734), (0.99, 4142)), longest=5000, is_geometric=True
 )
 AZURE_CONVERSATION_OUTPUT = QuantileLengths(mean=211.1, points=((0.5, 129), (0.9, 424), (0.99, 601)), longest=700)
+# Azure's code hour of the same month (AzureLLMInferenceTrace_code.csv): mean, P50, P90, P99.
+AZURE_CODE_PROMPT = QuantileLengths(
+    mean=2047.8, points=((0.5, 1469), (0.9, 5186), (0.99, 7436)), longest=7500, is_geometric=True
+)
+AZURE_CODE_OUTPUT = QuantileLengths(
+    mean=27.9, points=((0.5, 13), (0.9, 55), (0.99, 249)), longest=300, is_geometric=True
+)
