@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ziggurat.cli import bench, trace
-from ziggurat.cli.flags import Parser
-from ziggurat.cli.main import VERBS, load
+from ziggurat.cli.pages import commands, parser_of
 
 FROZEN: dict[str, list[str]] = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
 
-KINDS = {kinds.verb: kinds for kinds in (bench.KINDS, trace.KINDS)}
-COMMANDS = sorted([*VERBS, *(f"{verb} {kind}" for verb, kinds in KINDS.items() for kind in kinds.summaries)])
-
-
-def parser_of(command: str) -> Parser:
-    verb, _, kind = command.partition(" ")
-    return KINDS[verb].load(kind).parser() if kind else load(verb).parser()
+COMMANDS = sorted(commands())
 
 
 def test_the_verbs_are_the_frozen_ones() -> None:

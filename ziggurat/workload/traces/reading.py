@@ -297,10 +297,10 @@ def _keys(file: Any, first: str) -> list[str] | None:
     return []
 
 
-def read_trace(path: Path, *, num_requests: int | None = None) -> list[Arrival]:
-    """The first ``num_requests`` requests (all if None) of a trace of any format.
+def read_trace(path: Path, *, num_requests: int | None = None, source_format: str | None = None) -> list[Arrival]:
+    """The first ``num_requests`` requests (all if None) of a trace, of any format or of the one that is named.
 
     Raises:
         TraceError: see `TraceReader`.
     """
-    return list(TraceReader(path, ReadOptions(num_requests=num_requests)))
+    return list(TraceReader(path, ReadOptions(num_requests=num_requests, source_format=source_format)))
