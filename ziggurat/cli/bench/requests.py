@@ -28,7 +28,10 @@ class WorkloadOptions:
     """
 
     dataset_name: str = option(
-        "random", "lengths: uniform, of a publication, or a trace (timed_trace: of any format)", choices=DATASETS, group="workload"
+        "random",
+        "lengths: uniform, of a publication, or a trace (timed_trace: of any format)",
+        choices=DATASETS,
+        group="workload",
     )
     dataset_path: Path | None = option(
         None, "the trace: BurstGPT, Azure, Mooncake, ShareGPT or Vidur (docs/traces.md)", group="workload"
