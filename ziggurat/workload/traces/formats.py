@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from ziggurat.errors import UnsupportedFeature
+from ziggurat.errors import TraceError, UnsupportedFeature
 from ziggurat.registry import Registry
 from ziggurat.workload.records import Arrival
 
@@ -76,6 +76,7 @@ class TraceFormat(Protocol):
 
         Raises:
             ValueError, ConfigError: a value is not what it should be.
+            TraceError: the row is fine and the file is not: out of order.
         """
         ...
 
@@ -85,6 +86,16 @@ class TraceFormat(Protocol):
         Raises:
             UnsupportedFeature: the format needs what an arrival does not have.
         """
+        ...
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A format whose times are dates, read as seconds after the first. A file out of order has its first date anywhere, so before it
+    is sorted every row is shown to `look`."""
+
+    def look(self, row: Mapping[str, Any]) -> None:
+        """Take note of a date; what is none is `TraceFormat.parse`'s to refuse."""
         ...
 
 
@@ -180,7 +191,7 @@ class BurstGPT:
 
 @TRACE_FORMATS.register("azure")
 class Azure:
-    """Azure's public LLM inference traces of 2023 and 2024: dates, read as seconds after the first row. No prefix information."""
+    """Azure's public LLM inference traces of 2023 and 2024: dates, read as seconds after the first one. No prefix information."""
 
     shape: ClassVar[Shape] = "csv"
     required: ClassVar[tuple[str, ...]] = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -192,17 +203,24 @@ class Azure:
     def __init__(self, settings: FormatSettings) -> None:
         self._start: datetime | None = None
 
+    def look(self, row: Mapping[str, Any]) -> None:
+        """See `Dated.look`."""
+        moment = _moment(row)
+        if moment is not None:
+            self._start = moment if self._start is None else min(self._start, moment)
+
     def parse(self, row: Mapping[str, Any], number: int) -> list[Arrival] | Dropped:
         """See `TraceFormat.parse`. Fractions below a microsecond are cut off."""
-        try:
-            moment = datetime.fromisoformat(row["TIMESTAMP"])
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"TIMESTAMP must be a date like 2023-11-16 18:15:46.68, got {row['TIMESTAMP']!r}"
-            ) from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = _moment(row)
+        if moment is None:
+            raise ValueError(f"TIMESTAMP must be a date like 2023-11-16 18:15:46.68, got {row['TIMESTAMP']!r}")
         self._start = self._start or moment
         t_s = (moment - self._start).total_seconds()
+        if t_s < 0:
+            raise TraceError(
+                f"the trace is not sorted: row {number} comes {-t_s} s before the first one; read it with sorting (`--sort`)",
+                row=number,
+            )
         prompt, output = count_of(row, "ContextTokens"), count_of(row, "GeneratedTokens")
         if not prompt or not output:
             return Dropped(reason=NO_OUTPUT if prompt else NO_PROMPT)
@@ -216,6 +234,14 @@ class Azure:
             "ContextTokens": arrival.prompt_len,
             "GeneratedTokens": arrival.max_new,
         }
+
+
+def _moment(row: Mapping[str, Any]) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(row["TIMESTAMP"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @TRACE_FORMATS.register("vidur")

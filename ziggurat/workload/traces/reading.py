@@ -18,6 +18,7 @@ from ziggurat.workload.traces.formats import (
     DEFAULT_SETTINGS,
     FAILED,
     TRACE_FORMATS,
+    Dated,
     Dropped,
     FormatSettings,
     TraceFormat,
@@ -176,17 +177,27 @@ class TraceReader:
 
     def _kept_rows(self) -> Iterator[list[Arrival]]:
         parser, counts = self._format(), self.counts
+        if self.options.sort and isinstance(parser, Dated):
+            for row in self._rows(parser):
+                if not isinstance(row, BadRow):
+                    parser.look(row)
+        for row in self._rows(parser):
+            counts.rows_read += 1
+            arrivals = self._parse(parser, row)
+            if arrivals:
+                counts.rows_kept += 1
+                yield arrivals
+
+    def _rows(self, parser: TraceFormat) -> Iterator[Mapping[str, Any] | BadRow]:
+        num_read = 0
         with open_text(self.path) as file:
             shape = "jsonl" if parser.shape == "json" and _is_lines(self.path) else parser.shape
             try:
                 for row in rows_of(file, shape):
-                    counts.rows_read += 1
-                    arrivals = self._parse(parser, row)
-                    if arrivals:
-                        counts.rows_kept += 1
-                        yield arrivals
+                    num_read += 1
+                    yield row
             except (OSError, EOFError, UnicodeError) as error:
-                raise TraceError(f"cannot read the trace {self.path} after row {counts.rows_read}: {error}") from error
+                raise TraceError(f"cannot read the trace {self.path} after row {num_read}: {error}") from error
 
     def _parse(self, parser: TraceFormat, row: Mapping[str, Any] | BadRow) -> list[Arrival]:
         counts = self.counts
@@ -197,6 +208,8 @@ class TraceReader:
             if missing:
                 raise ValueError(f"a row needs the numbers {', '.join(parser.required)}: {missing[0]} is missing")
             found = parser.parse(row, counts.rows_read)
+        except TraceError:
+            raise
         except (ValueError, ConfigError) as error:
             is_final = isinstance(row, BadRow) and row.is_final
             if not self.options.skip_bad or is_final:
