@@ -71,6 +71,30 @@ class ConditionalLengths:
         return rng.choice(self.bins[place][1])
 
 
+class NearestTexts:
+    """Real texts for lengths that were drawn: of a list of (prompt, answer) tokens, the one nearest to a wanted pair.
+
+    Near is what is least apart in ratio, so that 10 tokens too many weigh more on a short text than on a long one; of equals the first.
+
+    Args:
+        pairs: lengths of the texts that there are.
+
+    Raises:
+        ConfigError: there are none, or a length is below one.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        if not pairs or min(min(pair) for pair in pairs) < 1:
+            raise ConfigError(f"texts of at least one token are needed on both sides, got {len(pairs)} pairs")
+        self._logs = [(math.log(prompt), math.log(answer)) for prompt, answer in pairs]
+
+    def index(self, prompt_tokens: int, answer_tokens: int) -> int:
+        """The number of the nearest text. O(texts)."""
+        prompt, answer = math.log(max(1, prompt_tokens)), math.log(max(1, answer_tokens))
+        apart = [(own_prompt - prompt) ** 2 + (own_answer - answer) ** 2 for own_prompt, own_answer in self._logs]
+        return apart.index(min(apart))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncatedZipf:
     """P(n) in proportion to ``n ** -exponent`` for n in ``[1, longest]``; the defaults are those of BurstGPT's reference generator.

@@ -29,6 +29,7 @@ STATS_KEYS = {
     *("start_s", "end_s", "duration_s", "request_rate_per_s", "gap_cv", "windows", "prompt_tokens", "output_tokens"),
     *("elapsed_s", "sessions", "services", "prefix"),
 }
+SERVICE_KEYS = {"model", "log_type", "num_requests", "prompt_tokens", "output_tokens"}
 WINDOW_KEYS = {"window_s", "num_windows", "num_empty", "num_with_cv", "rate_per_s", "gap_cv"}
 SESSION_KEYS = {"num_sessions", "num_requests_outside", "requests_per_session", "gap_s"}
 PREFIX_KEYS = {
@@ -62,6 +63,7 @@ def test_the_keys_are_frozen_for_every_format(tmp_path: Path, capsys: pytest.Cap
     assert set(found["windows"]) == WINDOW_KEYS and set(found["sessions"]) == SESSION_KEYS
     assert set(found["prefix"]) == PREFIX_KEYS and set(found["arrival_fit"]) == FIT_KEYS
     assert set(found["prompt_tokens"]) == set(found["windows"]["gap_cv"]) == set(found["elapsed_s"]) == SPREAD
+    assert all(set(row) == SERVICE_KEYS for row in found["services"])
     assert all(set(row) == SERIES_KEYS for row in found["arrival_fit"]["series"])
     cache = result(capsys, "cache", path, "--capacity-blocks", "3", "--block-size", "16")
     assert set(cache) == READ_KEYS | CACHE_KEYS

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from itertools import pairwise
@@ -19,7 +20,7 @@ from ziggurat.scheduling.client import CoreClient
 from ziggurat.simulation.executor import SimulatedExecutor, linear_cost
 from ziggurat.workload import conditional
 from ziggurat.workload.arrivals import LENGTHS, Lengths, uniform
-from ziggurat.workload.conditional import ConditionalLengths, QuantileLengths, TruncatedZipf
+from ziggurat.workload.conditional import ConditionalLengths, NearestTexts, QuantileLengths, TruncatedZipf
 from ziggurat.workload.failures import FailureModel, failure_report
 from ziggurat.workload.records import Arrival, RequestRecord
 from ziggurat.workload.replay import replay
@@ -54,6 +55,23 @@ def test_the_dependence_survives() -> None:
     assert drawn.mean(axis=0) == pytest.approx(np.mean(raw, axis=0), rel=0.03)
     with pytest.raises(ConfigError, match="at least one pair in at least one bin, got 0 in 20"):
         ConditionalLengths.fit([])
+
+
+@given(pairs, st.integers(1, 60), st.integers(1, 900))
+def test_the_nearest_text_is_the_nearest(raw: list[tuple[int, int]], prompt: int, answer: int) -> None:
+    def apart(pair: tuple[int, int]) -> float:
+        return math.log(pair[0] / prompt) ** 2 + math.log(pair[1] / answer) ** 2
+
+    found = NearestTexts(raw).index(prompt, answer)
+    assert apart(raw[found]) == pytest.approx(min(map(apart, raw)), abs=1e-12)
+    if (prompt, answer) in raw:
+        assert raw[found] == (prompt, answer)
+
+
+def test_texts_without_length_are_none() -> None:
+    for bad in ([], [(0, 3)]):
+        with pytest.raises(ConfigError, match="texts of at least one token"):
+            NearestTexts(bad)
 
 
 @pytest.mark.parametrize(("exponent", "longest"), [(1.1, 1024), (0.0, 6), (2.5, 40)])

@@ -12,7 +12,6 @@ from ziggurat.cli.trace.convert import ConvertOptions, lines, output_of, report,
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
 from ziggurat.workload.arrivals import ARRIVAL_MODELS, LENGTHS, at_rate, make_arrivals, unit_times
-from ziggurat.workload.gamma import shape_of_cv
 from ziggurat.workload.records import Arrival
 from ziggurat.workload.sessions import SessionModel
 
@@ -49,6 +48,8 @@ class GenerateOptions:
 
     def make(self) -> list[Arrival]:
         """The requests, in order of time."""
+        from ziggurat.workload.gamma import shape_of_cv
+
         lengths, burstiness = LENGTHS.get(self.lengths)(self.length_scale), shape_of_cv(self.cv)
         if self.mean_turns == 1:
             unit = make_arrivals(

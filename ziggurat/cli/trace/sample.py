@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     # The same format again, unless it cannot be written or another one is asked for.
     keeps_format = not hasattr(namespace, "to") and reader.format_name != "sharegpt"
     target = build(ConvertOptions, namespace, **({"to": reader.format_name} if keeps_format else {}))
-    written = write(path, sampling.apply(reader, failed_s=lambda: reader.counts.failed_s), target)
+    written = write(path, sampling.apply(reader), target)
     data = {**about(reader), **written, "labels": sampling.labels}
     report(namespace, data, [reader.counts.as_text(), *lines(written), *sampling.labels])
     return 0

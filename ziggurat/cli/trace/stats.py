@@ -79,9 +79,11 @@ def as_text(data: dict[str, Any], books: str) -> str:
         prefix_line(data["prefix"]),
     ]
     if len(data["services"]) > 1:
-        rows = [["model", "log type", "requests"]]
-        rows += [[each["model"], each["log_type"], f"{each['num_requests']:,}"] for each in data["services"]]
-        lines += ["", table(rows, right=(2,))]
+        rows = [["model", "log type", "requests", "mean prompt", "mean output"]]
+        for each in data["services"]:
+            means = (f"{each[key]['mean']:,.4g}" for key in ("prompt_tokens", "output_tokens"))
+            rows.append([each["model"], each["log_type"], f"{each['num_requests']:,}", *means])
+        lines += ["", table(rows, right=(2, 3, 4))]
     return "\n".join([*lines, *fit_lines(data.get("arrival_fit"))])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -69,56 +69,45 @@ class Sampling:
             labels.append(f"RPS scaling: times divided by {self.rate_scale:g}, the shape of the bursts is the trace's")
         return labels
 
-    def apply(
-        self, arrivals: Iterable[Arrival], *, failed_s: Callable[[], Sequence[float]] = tuple
-    ) -> Iterator[Arrival]:
-        """The new trace.
-
-        Args:
-            failed_s: gives the times of failed requests; asked after ``arrivals`` has been read.
-        """
+    def apply(self, arrivals: Iterable[Arrival]) -> Iterator[Arrival]:
+        """The new trace."""
         kept: Iterable[Arrival] = arrivals
         if self.thin < 1:
             rng = random.Random(f"thin/{self.seed}")
             kept = (arrival for arrival in kept if rng.random() < self.thin)
         if self.num_requests is not None:
             kept = islice(kept, self.num_requests)
-        if not self.is_modelled:
-            return (replace(arrival, t_s=arrival.t_s / self.rate_scale) for arrival in kept)
-        read = list(kept)
-        return iter(remodel(read, self, failed_s=failed_s()))
+        if self.is_modelled:
+            return iter(remodel(list(kept), self))
+        return (replace(arrival, t_s=arrival.t_s / self.rate_scale) for arrival in kept)
 
 
-def remodel(arrivals: Sequence[Arrival], sampling: Sampling, *, failed_s: Sequence[float] = ()) -> list[Arrival]:
-    """Times from the fitted series, lengths from the trace's conditional distribution, model and log type from the trace's shares.
+def remodel(arrivals: Sequence[Arrival], sampling: Sampling) -> list[Arrival]:
+    """Every service (model and log type) drawn anew for itself, because services differ in shape: times from its fitted series, lengths
+    from its conditional distribution.
 
     The span of time stays and the number of requests grows with the rate. What only the old requests had (sessions, hash ids) is gone.
 
     Raises:
         ConfigError: no requests.
     """
-    series = fit_series([each.t_s for each in arrivals], sampling.window_s, failed_s=failed_s, seed=sampling.seed)
-    rng = random.Random(f"remodel/{sampling.seed}")
-    services = sorted({(each.model, each.log_type) for each in arrivals})
-    members = {service: [each for each in arrivals if (each.model, each.log_type) == service] for service in services}
-    # Services differ in shape, so each has lengths of its own.
-    lengths = {
-        service: ConditionalLengths.fit([(each.prompt_len, each.max_new) for each in found])
-        for service, found in members.items()
-    }
-    made = []
-    start_s = series.fits[0].start_s
-    for index, t_s in enumerate(series.draw(seed=sampling.seed, rate_scale=sampling.rate_scale)):
-        service = rng.choices(services, [len(members[each]) for each in services])[0]
-        prompt, output = lengths[service].draw(rng)
-        made.append(
-            Arrival(
-                t_s=start_s + t_s,
-                id=f"model-{index}",
-                prompt_len=prompt,
-                max_new=output,
-                model=service[0],
-                log_type=service[1],
-            )
+    if not arrivals:
+        raise ConfigError("a trace without requests has nothing to be modelled on")
+    members: dict[tuple[str, str], list[Arrival]] = {}
+    for arrival in arrivals:
+        members.setdefault((arrival.model, arrival.log_type), []).append(arrival)
+    made = [new for service in sorted(members) for new in _remodel_service(members[service], sampling)]
+    made.sort(key=lambda arrival: arrival.t_s)
+    return [replace(arrival, id=f"model-{index}") for index, arrival in enumerate(made)]
+
+
+def _remodel_service(arrivals: Sequence[Arrival], sampling: Sampling) -> Iterator[Arrival]:
+    model, log_type = arrivals[0].model, arrivals[0].log_type
+    series = fit_series([each.t_s for each in arrivals], sampling.window_s, seed=sampling.seed)
+    lengths = ConditionalLengths.fit([(each.prompt_len, each.max_new) for each in arrivals])
+    rng = random.Random(f"remodel/{sampling.seed}/{model}/{log_type}")
+    for t_s in series.draw(seed=sampling.seed, rate_scale=sampling.rate_scale):
+        prompt, output = lengths.draw(rng)
+        yield Arrival(
+            t_s=series.fits[0].start_s + t_s, id="", prompt_len=prompt, max_new=output, model=model, log_type=log_type
         )
-    return made

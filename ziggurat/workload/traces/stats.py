@@ -32,7 +32,7 @@ class TraceSummary:
     prompts: array[int] = field(default_factory=lambda: array("q"))
     outputs: array[int] = field(default_factory=lambda: array("q"))
     elapsed_s: array[float] = field(default_factory=lambda: array("d"))
-    services: Counter[tuple[str, str]] = field(default_factory=Counter)
+    services: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
     session_sizes: Counter[str] = field(default_factory=Counter)
     pauses_s: array[float] = field(default_factory=lambda: array("d"))
     sources: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,9 @@ class TraceSummary:
         self.times_s.append(arrival.t_s)
         self.prompts.append(arrival.prompt_len)
         self.outputs.append(arrival.max_new)
-        self.services[arrival.model, arrival.log_type] += 1
+        prompts, outputs = self.services.setdefault((arrival.model, arrival.log_type), (array("q"), array("q")))
+        prompts.append(arrival.prompt_len)
+        outputs.append(arrival.max_new)
         if arrival.elapsed_s is not None:
             self.elapsed_s.append(arrival.elapsed_s)
         if arrival.session is not None:
@@ -94,12 +96,22 @@ class TraceSummary:
             "output_tokens": spread(self.outputs),
             "elapsed_s": spread(self.elapsed_s),
             "sessions": self._sessions(),
-            "services": [
-                {"model": model, "log_type": log_type, "num_requests": count}
-                for (model, log_type), count in sorted(self.services.items())
-            ],
+            "services": self._services(),
             "prefix": self._prefix(),
         }
+
+    def _services(self) -> list[dict[str, Any]]:
+        """Each model and log type for itself: their shapes differ."""
+        return [
+            {
+                "model": model,
+                "log_type": log_type,
+                "num_requests": len(prompts),
+                "prompt_tokens": spread(prompts),
+                "output_tokens": spread(outputs),
+            }
+            for (model, log_type), (prompts, outputs) in sorted(self.services.items())
+        ]
 
     def _sessions(self) -> dict[str, Any]:
         num_inside = sum(self.session_sizes.values())
