@@ -77,9 +77,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: a setting, or a file that is not a trace; says the row.
     """
+    namespace = parser().parse(argv)
     from ziggurat.workload.traces.cache import CacheSetting, CacheSimulation
 
-    namespace = parser().parse(argv)
     options = build(CacheOptions, namespace)
     settings = [
         CacheSetting(policy=policy, capacity_blocks=capacity)

@@ -50,9 +50,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: a setting, or a file that is not a trace; says the row.
     """
+    namespace = parser().parse(argv)
     from ziggurat.workload.traces.sampling import Sampling
 
-    namespace = parser().parse(argv)
     options = build(SampleOptions, namespace)
     sampling = Sampling(
         thin=options.thin,

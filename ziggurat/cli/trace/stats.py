@@ -41,10 +41,10 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: a setting, or a file that is not a trace; says the row.
     """
+    namespace = parser().parse(argv)
     from ziggurat.workload.arrival_windows import fit_series
     from ziggurat.workload.traces.stats import TraceSummary
 
-    namespace = parser().parse(argv)
     options = build(StatsOptions, namespace)
     reader = open_source(namespace)
     summary = TraceSummary(block_tokens=options.block_size).add_all(reader)
