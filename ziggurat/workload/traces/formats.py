@@ -27,11 +27,13 @@ class Dropped:
 
     Attributes:
         reason: what the count is kept under.
-        t_s: when it came; given for failed requests, which models of arrivals want to know.
+        t_s, model, log_type: of a failed request, which models of arrivals want to know.
     """
 
     reason: str
     t_s: float | None = None
+    model: str = ""
+    log_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,7 @@ class BurstGPT:
         t_s = seconds_of(row, "Timestamp")
         prompt, output = count_of(row, "Request tokens"), count_of(row, "Response tokens")
         if not output:
-            return Dropped(reason=FAILED, t_s=t_s)
+            return Dropped(reason=FAILED, t_s=t_s, model=row["Model"], log_type=row["Log Type"])
         if not prompt:
             return Dropped(reason=NO_PROMPT)
         arrival = Arrival(

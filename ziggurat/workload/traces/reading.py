@@ -43,14 +43,14 @@ class Filter:
     start_s: float | None = None
     end_s: float | None = None
 
-    def refusal(self, arrival: Arrival) -> str | None:
-        """Why the request is not wanted; None if it is."""
-        if self.model is not None and arrival.model != self.model:
+    def refusal(self, t_s: float, model: str, log_type: str) -> str | None:
+        """Why a request is not wanted; None if it is."""
+        if self.model is not None and model != self.model:
             return OTHER_MODEL
-        if self.log_type is not None and arrival.log_type != self.log_type:
+        if self.log_type is not None and log_type != self.log_type:
             return OTHER_LOG
-        is_early = self.start_s is not None and arrival.t_s < self.start_s
-        return OUTSIDE if is_early or (self.end_s is not None and arrival.t_s >= self.end_s) else None
+        is_early = self.start_s is not None and t_s < self.start_s
+        return OUTSIDE if is_early or (self.end_s is not None and t_s >= self.end_s) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +170,13 @@ class TraceReader:
         """In order of the file, but for formats without times: their conversations overlap and are merged."""
         rows = self._kept_rows()
         if self.has_times:
-            for arrivals in rows:
+            for _, arrivals in rows:
                 yield from arrivals
         else:
             yield from _merged(rows)
 
-    def _kept_rows(self) -> Iterator[list[Arrival]]:
+    def _kept_rows(self) -> Iterator[tuple[float, list[Arrival]]]:
+        """(start of the row, what is wanted of it)."""
         parser, counts = self._format(), self.counts
         if self.options.sort and isinstance(parser, Dated):
             for row in self._rows(parser):
@@ -184,9 +185,10 @@ class TraceReader:
         for row in self._rows(parser):
             counts.rows_read += 1
             arrivals = self._parse(parser, row)
-            if arrivals:
+            wanted = self._wanted(arrivals)
+            if wanted:
                 counts.rows_kept += 1
-                yield arrivals
+                yield arrivals[0].t_s, wanted
 
     def _rows(self, parser: TraceFormat) -> Iterator[Mapping[str, Any] | BadRow]:
         num_read = 0
@@ -219,15 +221,17 @@ class TraceReader:
             if len(counts.bad_rows) < MAX_SHOWN_ROWS:
                 counts.bad_rows.append(counts.rows_read)
             return []
-        if isinstance(found, Dropped):
-            counts.dropped[found.reason] += 1
-            if found.t_s is not None and found.reason == FAILED:
-                counts.failed_s.append(found.t_s)
-            return []
-        return self._wanted(found)
+        if not isinstance(found, Dropped):
+            return found
+        refusal = None if found.t_s is None else self.options.wanted.refusal(found.t_s, found.model, found.log_type)
+        counts.dropped[refusal or found.reason] += 1
+        if found.t_s is not None and found.reason == FAILED and refusal is None:
+            counts.failed_s.append(found.t_s)
+        return []
 
     def _wanted(self, arrivals: list[Arrival]) -> list[Arrival]:
-        reasons = [self.options.wanted.refusal(arrival) for arrival in arrivals]
+        wanted = self.options.wanted
+        reasons = [wanted.refusal(arrival.t_s, arrival.model, arrival.log_type) for arrival in arrivals]
         kept = [arrival for arrival, reason in zip(arrivals, reasons, strict=True) if reason is None]
         first = next((reason for reason in reasons if reason is not None), None)
         if not kept and first is not None:
@@ -237,11 +241,12 @@ class TraceReader:
         return kept
 
 
-def _merged(rows: Iterator[list[Arrival]]) -> Iterator[Arrival]:
-    """Requests of rows that start in order and overlap, in order of time."""
+def _merged(rows: Iterator[tuple[float, list[Arrival]]]) -> Iterator[Arrival]:
+    """Requests of rows that start in order and overlap, in order of time. A row's start counts even where its first request is not
+    wanted: later rows may start before what is left of it."""
     waiting: list[tuple[float, str, Arrival]] = []
-    for arrivals in rows:
-        while waiting and waiting[0][0] < arrivals[0].t_s:
+    for start_s, arrivals in rows:
+        while waiting and waiting[0][0] < start_s:
             yield heapq.heappop(waiting)[2]
         for arrival in arrivals:
             heapq.heappush(waiting, (arrival.t_s, arrival.id, arrival))

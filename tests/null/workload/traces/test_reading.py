@@ -190,10 +190,33 @@ def test_sorting_and_windows_and_the_first_n(tmp_path: Path) -> None:
     wanted = Filter(model="GPT-4", start_s=5.0, end_s=90.0)
     reader = TraceReader(samples.write(tmp_path, samples.BURSTGPT), ReadOptions(wanted=wanted))
     assert [arrival.t_s for arrival in reader] == [5.0]
-    assert reader.counts.dropped["other model"] == reader.counts.dropped["outside the window"] == 1
+    assert reader.counts.dropped == {"other model": 2, "outside the window": 1, "no prompt tokens": 1}
+    assert not reader.counts.failed_s, "the failed call was to the other model"
     assert [a.t_s for a in read_trace(path, num_requests=1)] == [5.0], "the rest of the file is not looked at"
     by_log = TraceReader(samples.write(tmp_path, samples.BURSTGPT), ReadOptions(wanted=Filter(log_type="API log")))
     assert len(list(by_log)) == len(list(by_log)) == 1 and by_log.counts.dropped["other log type"] == 2
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(0, 40), st.integers(1, 40))
+def test_a_window_of_conversations_is_the_window_of_their_requests(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[int], start_s: int, width_s: int
+) -> None:
+    """Conversations overlap, and a window may take only the end of one; order and books stay right."""
+    exchange = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]
+    text = json.dumps([{"conversations": exchange * count} for count in turns])
+    path = samples.write(tmp_path_factory.mktemp("trace"), text, "a.json")
+    settings = FormatSettings(turn_gap_s=7.0)
+    wanted = Filter(start_s=start_s, end_s=start_s + width_s)
+    every = list(TraceReader(path, ReadOptions(settings=settings)))
+    inside = [each for each in every if start_s <= each.t_s < start_s + width_s]
+    reader = TraceReader(path, ReadOptions(settings=settings, wanted=wanted))
+    if inside:
+        assert list(reader) == inside
+        assert reader.counts.num_requests + sum(reader.counts.requests_unwanted.values()) <= len(every) == sum(turns)
+    else:
+        with pytest.raises(TraceError, match="no rows that are requests"):
+            list(reader)
+    assert reader.counts.rows_read == reader.counts.rows_kept + sum(reader.counts.dropped.values())
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 5000), st.integers(0, 900)), min_size=1), st.booleans())
