@@ -74,8 +74,9 @@ bench: env-test ## short benchmarks of the kernels on this machine, then other e
 	$(PY) benchmarks/kernels.py
 	$(PY) -m ziggurat bench peers $(ARGS)
 
-docs: env ## regenerate docs/systems.md
+docs: env ## regenerate docs/systems.md and docs/commands
 	$(PY) -m ziggurat.catalog.render
+	$(PY) -m ziggurat.cli.pages
 
 clean: ## remove build products, keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

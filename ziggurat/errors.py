@@ -6,6 +6,8 @@
     ZigguratError
       UserError                     somebody asked for something that cannot be had as asked
         ConfigError                 a flag, a file or an argument is wrong
+          TraceError                a trace file cannot be used as it is; carries ``row``
+            SchemaError             it lacks a column; carries ``missing`` and ``found``
         ModelError                  a checkpoint cannot be read as it is
           UnknownArchitecture       no Program is registered for it
           ModelNotFound             no such folder, file or cached repository
@@ -36,6 +38,32 @@ class UserError(ZigguratError):
 
 class ConfigError(UserError):
     """A flag, configuration value or argument is not valid."""
+
+
+class TraceError(ConfigError):
+    """A trace file cannot be used as it is: a bad row, times out of order, no rows.
+
+    Attributes:
+        row: the row at fault, counted from 1 without the header; None where the file as a whole is.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class SchemaError(TraceError):
+    """A trace file has not the columns of its format.
+
+    Attributes:
+        missing: columns that the format needs.
+        found: columns of the file.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...], found: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.found = found
 
 
 class ModelError(UserError):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ziggurat import errors
-from ziggurat.cli.main import VERBS, load
+from ziggurat.cli.main import VERBS
+from ziggurat.cli.pages import FOLDER, INDEX, commands, page_name, parser_of, render, render_index
 from ziggurat.server.errors import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,12 @@ def test_links_lead_to_files(page: Path) -> None:
 _COMMAND = re.compile(r"(?<!from )\bziggurat ([a-z]+)\b((?: +(?:--?[\w=-]+|[^\s`#-][^\s`#]*))*)")
 
 
+def known_flags(verb: str, rest: str) -> list[str]:
+    """Of a verb, or of the kind of it that the next word names."""
+    command = f"{verb} {rest.split()[0]}" if rest.split() else verb
+    return parser_of(command if command in commands() else verb).flag_names()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_documents_exist(page: Path) -> None:
     """Verbs and flags of every `ziggurat ..` in code, inline or fenced."""
@@ -60,10 +67,25 @@ def test_commands_in_documents_exist(page: Path) -> None:
     code = re.findall(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
     wrong = []
     for verb, rest in _COMMAND.findall("\n".join(fenced or inline for fenced, inline in code)):
-        known = load(verb).parser().flag_names() if verb in VERBS else []
+        known = known_flags(verb, rest) if verb in VERBS else []
         wrong += [] if verb in VERBS else [verb]
         wrong += [f"{verb} {flag}" for flag in re.findall(r"--[a-z][\w-]*", rest) if flag not in known]
     assert not wrong
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_its_page(command: str) -> None:
+    """Up to date with the parser: after a new flag run `make docs`."""
+    page = FOLDER / page_name(command)
+    assert page.is_file(), "run `make docs`"
+    text = page.read_text(encoding="utf-8")
+    assert text == render(command, text), "run `make docs`"
+    assert [flag for flag in parser_of(command).flag_names() if f"`{flag}" not in text and flag != "--help"] == []
+
+
+def test_every_page_has_its_command() -> None:
+    assert {path.name for path in FOLDER.glob("*.md")} == {INDEX, *map(page_name, commands())}, "run `make docs`"
+    assert (FOLDER / INDEX).read_text(encoding="utf-8") == render_index(), "run `make docs`"
 
 
 def test_the_readme_has_a_row_for_every_verb() -> None:

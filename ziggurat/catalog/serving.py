@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ziggurat.catalog.claims import Claim, ClaimResult, Scale, Value, Verdict
+from ziggurat.catalog.claims import Claim, ClaimResult, Kind, Scale, Value, Verdict
 from ziggurat.scheduling.calibration import StepSample, calibrate
 from ziggurat.scheduling.protocol import BatchPlan, BatchPlanner, EngineState, TokenBudget
 from ziggurat.workload.arrivals import at_rate
@@ -200,17 +200,18 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A measured claim together with its limit, so that text and verdict cannot differ."""
+    """A claim together with its limit, so that text and verdict cannot differ."""
 
     name: str
     paper: Value
     unit: str
     limit: Limit
+    kind: Kind = "measured"
 
     @property
     def claim(self) -> Claim:
         """For the catalog."""
-        return Claim(name=self.name, paper=self.paper, unit=self.unit, kind="measured", target=self.limit.text)
+        return Claim(name=self.name, paper=self.paper, unit=self.unit, kind=self.kind, target=self.limit.text)
 
     def judge(self, value: float | None, note: str, scale: Scale) -> ClaimResult:
         """The verdict; without a value the run has not told, which only a quick one may say."""

@@ -51,8 +51,8 @@ class Flag:
 
     @property
     def name(self) -> str:
-        """As it is typed: ``--max-model-len``."""
-        return f"--{self.field.replace('_', '-')}"
+        """As it is typed: ``--max-model-len``; a field named like a word of Python has an underscore more (``from_``)."""
+        return f"--{self.field.rstrip('_').replace('_', '-')}"
 
 
 class _Help(argparse.HelpFormatter):

@@ -29,6 +29,7 @@ VERBS = {
     "plan": "say whether a model fits a budget, and what fits",
     "train": "train a model by a recipe, resumable",
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
+    "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",
 }

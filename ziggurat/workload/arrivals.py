@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from ziggurat.errors import ConfigError
 from ziggurat.registry import Registry
+from ziggurat.workload.conditional import (
+    AZURE_CONVERSATION_OUTPUT,
+    AZURE_CONVERSATION_PROMPT,
+    GPT4_CONVERSATION_OUTPUT,
+    GPT4_CONVERSATION_PROMPT,
+    TruncatedZipf,
+)
 from ziggurat.workload.records import Arrival
 
 _NORMAL_P90 = 1.2815515655446004  # quantile of the standard normal distribution
@@ -28,6 +35,14 @@ class Lengths:
     prompt: Draw
     output: Draw
 
+    def draw(self, rng: random.Random) -> tuple[float, float]:
+        """One request's."""
+        return self.prompt(rng), self.output(rng)
+
+
+GapModel = Callable[[random.Random, float], Iterator[float]]
+"""(dice, burstiness) -> endless gaps of mean 1. It may remember earlier gaps; it must take nothing but the dice it is given."""
+ARRIVAL_MODELS: Registry[GapModel] = Registry("arrival model")
 
 LENGTHS: Registry[Callable[[float], Lengths]] = Registry("length distribution")
 """Name -> lengths at a scale (1 is the source's own)."""
@@ -61,23 +76,79 @@ def fastgen(scale: float) -> Lengths:
     return Lengths(prompt=normal(1200 * scale), output=normal(60))
 
 
-def unit_times(count: int, *, seed: int, burstiness: float = 1.0) -> list[float]:
+@LENGTHS.register("gpt4-conversation")
+def gpt4_conversation(scale: float) -> Lengths:
+    """GPT-4 conversations of BurstGPT through the quantiles that Llumnix reports (arXiv 2406.03243): medians 582 and 243 tokens.
+
+    Prompt and answer are independent: how they depend on one another is not published in numbers; a trace tells (`ConditionalLengths`).
+    """
+    return Lengths(
+        prompt=lambda rng: GPT4_CONVERSATION_PROMPT.draw(rng) * scale,
+        output=lambda rng: GPT4_CONVERSATION_OUTPUT.draw(rng) * scale,
+    )
+
+
+@LENGTHS.register("azure-conversation")
+def azure_conversation(scale: float) -> Lengths:
+    """Azure's chat hour of 2023 through its published quantiles: medians 1020 and 129 tokens. Independent, as above."""
+    return Lengths(
+        prompt=lambda rng: AZURE_CONVERSATION_PROMPT.draw(rng) * scale,
+        output=lambda rng: AZURE_CONVERSATION_OUTPUT.draw(rng) * scale,
+    )
+
+
+@LENGTHS.register("zipf")
+def zipf(scale: float) -> Lengths:
+    """BurstGPT's reference generator: truncated Zipf, exponent 1.1, prompts and outputs up to 1024 tokens (HPMLL/BurstGPT)."""
+    lengths = TruncatedZipf(longest=max(1, round(1024 * scale)))
+    return Lengths(prompt=lengths.draw, output=lengths.draw)
+
+
+@ARRIVAL_MODELS.register("gamma")
+def gamma_gaps(rng: random.Random, burstiness: float) -> Iterator[float]:
+    """Independent gamma gaps of shape ``burstiness``: a coefficient of variation of ``1 / sqrt(burstiness)``. What vLLM and BurstGPT use.
+
+    The wrong choice for a whole day: it knows no night and no noon (`ziggurat.workload.arrival_windows` does).
+    """
+    while True:
+        yield rng.gammavariate(burstiness, 1 / burstiness)
+
+
+@ARRIVAL_MODELS.register("hyperexponential")
+def hyperexponential_gaps(rng: random.Random, burstiness: float) -> Iterator[float]:
+    """A mixture of two exponentials with the CV of the gamma gaps and balanced means (Whitt's H2): the same first two moments, but never
+    gaps as short as those of a gamma. Shows whether a finding hangs on the law or on the CV. Poisson where burstiness is 1 or more."""
+    spread = max(0.0, 1 / burstiness - 1)
+    share = (1 + math.sqrt(spread / (spread + 2))) / 2
+    while True:
+        is_short = rng.random() < share
+        yield rng.expovariate(2 * share if is_short else 2 * (1 - share))
+
+
+def unit_times(count: int, *, seed: int, burstiness: float = 1.0, model: str = "gamma") -> list[float]:
     """Arrival times at a rate of one per second.
 
     Args:
-        burstiness: shape of the gamma distribution of the gaps: 1 is Poisson, below 1 comes in bursts, above 1 is more even.
+        burstiness: 1 / CV^2 of the gaps, for gamma gaps their shape: 1 is Poisson, below 1 comes in bursts, above 1 is more even.
+        model: a name of `ARRIVAL_MODELS`.
 
     Raises:
-        ConfigError: burstiness is not above 0.
+        ConfigError: burstiness is not above 0, or no such model.
     """
     if not 0 < burstiness < math.inf:
         raise ConfigError(f"burstiness must be a number above 0 (1 is Poisson), got {burstiness}")
-    rng = random.Random(f"gaps/{seed}")
+    gaps = ARRIVAL_MODELS.get(model)(random.Random(f"gaps/{seed}"), burstiness)
     times, now = [], 0.0
-    for _ in range(count):
-        now += rng.gammavariate(burstiness, 1 / burstiness)
+    for gap in islice(gaps, count):
+        now += gap
         times.append(now)
     return times
+
+
+def with_mean_rate(times: Sequence[float]) -> list[float]:
+    """Times stretched so that their mean gap is exactly one. A short bursty workload is otherwise faster or slower than it says, and a
+    comparison of laws would be one of rates."""
+    return [time * len(times) / times[-1] for time in times] if times and times[-1] > 0 else list(times)
 
 
 def draw_lengths(count: int, lengths: Lengths, *, seed: int, max_model_len: int | None = None) -> list[tuple[int, int]]:
@@ -89,7 +160,7 @@ def draw_lengths(count: int, lengths: Lengths, *, seed: int, max_model_len: int 
     rng = random.Random(f"lengths/{seed}")
     pairs = []
     for _ in range(count):
-        prompt, output = (max(1, round(draw(rng))) for draw in (lengths.prompt, lengths.output))
+        prompt, output = (max(1, round(length)) for length in lengths.draw(rng))
         if max_model_len is not None:
             output = min(output, max_model_len - 1)
             prompt = min(prompt, max_model_len - output)
@@ -104,15 +175,22 @@ def make_arrivals(
     seed: int = 0,
     burstiness: float = 1.0,
     max_model_len: int | None = None,
+    model: str = "gamma",
+    is_rate_exact: bool = False,
 ) -> list[Arrival]:
     """A workload at a rate of one request per second; `at_rate` gives it another. Prompts are made up from the seed and the number.
 
+    Args:
+        model: law of the gaps, a name of `ARRIVAL_MODELS`.
+        is_rate_exact: stretch the times to a mean gap of exactly one (`with_mean_rate`).
+
     Raises:
-        ConfigError: no request, or a burstiness that is not above 0.
+        ConfigError: no request, a burstiness that is not above 0, or no such model.
     """
     if count < 1:
         raise ConfigError(f"a workload needs at least one request, got {count}")
-    times = unit_times(count, seed=seed, burstiness=burstiness)
+    times = unit_times(count, seed=seed, burstiness=burstiness, model=model)
+    times = with_mean_rate(times) if is_rate_exact else times
     sizes = draw_lengths(count, lengths, seed=seed, max_model_len=max_model_len)
     return [
         Arrival(t_s=t_s, id=f"s{seed}-{index}", prompt_len=prompt, max_new=output)

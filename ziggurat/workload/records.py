@@ -35,6 +35,11 @@ class Arrival:
         max_new: tokens to generate.
         session: arrivals of one session have the same beginning.
         n: continuations of the prompt.
+        hash_ids: what is known of the prompt when its tokens are not: one number per ``hash_block_tokens`` tokens, the last block
+            may be partial. Equal numbers at the same place after equal ones are equal tokens.
+        model: of the service that the trace was taken from, as it is written there.
+        log_type: the way the request came in, as the trace says it (BurstGPT: conversation or API).
+        elapsed_s: seconds until the answer was complete, there and then.
 
     Raises:
         ConfigError: no prompt at all, or lengths that contradict each other or are below one.
@@ -49,8 +54,18 @@ class Arrival:
     session: str | None = None
     priority: int = 0
     n: int = 1
+    hash_ids: Sequence[int] = ()
+    hash_block_tokens: int = 0
+    model: str = ""
+    log_type: str = ""
+    elapsed_s: float | None = None
 
     def __post_init__(self) -> None:
+        if self.hash_ids and len(self.hash_ids) != -(-self.prompt_len // max(1, self.hash_block_tokens)):
+            raise ConfigError(
+                f"arrival {self.id!r}: {len(self.hash_ids)} hash_ids for {self.prompt_len} prompt tokens in blocks of "
+                f"{self.hash_block_tokens}"
+            )
         if self.prompt_ids is not None:
             if self.prompt_len not in (0, len(self.prompt_ids)):
                 raise ConfigError(
@@ -64,14 +79,20 @@ class Arrival:
             )
 
     def prompt(self, vocab_size: int) -> Sequence[int]:
-        """Its tokens; made up if it brings none, from the session (else the id) and the position only, so that the turns of a
-        session share their beginning and nothing else does."""
+        """Its tokens; made up if it brings none: from its hash ids, so that what was shared in the trace is shared again; else from the
+        session (else the id) and the position only, so that the turns of a session share their beginning and nothing else does."""
         if self.prompt_ids is not None:
             return self.prompt_ids
+        if self.hash_ids:
+            blocks = (_made_up(f"hash/{each}", self.hash_block_tokens, vocab_size) for each in self.hash_ids)
+            return [token for block in blocks for token in block][: self.prompt_len]
         name = f"id/{self.id}" if self.session is None else f"session/{self.session}"
-        raw = hashlib.shake_128(name.encode()).digest(4 * self.prompt_len)
-        words = memoryview(raw).cast("I")
-        return [word % vocab_size for word in words]
+        return _made_up(name, self.prompt_len, vocab_size)
+
+
+def _made_up(name: str, count: int, vocab_size: int) -> list[int]:
+    words = memoryview(hashlib.shake_128(name.encode()).digest(4 * count)).cast("I")
+    return [word % vocab_size for word in words]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

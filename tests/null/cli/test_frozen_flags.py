@@ -8,18 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ziggurat.cli import bench
-from ziggurat.cli.flags import Parser
-from ziggurat.cli.main import VERBS, load
+from ziggurat.cli.pages import commands, parser_of
 
 FROZEN: dict[str, list[str]] = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
 
-COMMANDS = sorted([*VERBS, *(f"bench {kind}" for kind in bench.KINDS)])
-
-
-def parser_of(command: str) -> Parser:
-    verb, _, kind = command.partition(" ")
-    return bench.load(kind).parser() if kind else load(verb).parser()
+COMMANDS = sorted(commands())
 
 
 def test_the_verbs_are_the_frozen_ones() -> None:
@@ -36,6 +29,6 @@ def test_every_flag_has_a_help_text(command: str) -> None:
     assert all(action.help for action in parser_of(command)._actions)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"serve", "chat", "train", "bench"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"serve", "chat", "train", "bench", "trace"}))
 def test_verbs_with_a_result_print_text_or_json_anywhere(command: str) -> None:
     assert {"--format", "--output"} <= set(FROZEN[command])

@@ -11,9 +11,12 @@ from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
 from ziggurat.workload.arrivals import LENGTHS, Lengths, make_arrivals, uniform
 from ziggurat.workload.records import Arrival
-from ziggurat.workload.trace import read_trace
+from ziggurat.workload.traces.formats import TRACE_FORMATS
+from ziggurat.workload.traces.reading import read_trace
 
-DATASETS = ("random", "arxiv", "fastgen", "timed_trace")
+TRACES = ("timed_trace", *TRACE_FORMATS.names())
+"""``timed_trace`` takes a file of any format; the others insist on theirs."""
+DATASETS = ("random", *LENGTHS.names(), *TRACES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +28,19 @@ class WorkloadOptions:
     """
 
     dataset_name: str = option(
-        "random", "lengths: uniform, arXiv-like, FastGen's, or a trace", choices=DATASETS, group="workload"
+        "random",
+        "lengths: uniform, of a publication, or a trace (timed_trace: of any format)",
+        choices=DATASETS,
+        group="workload",
     )
     dataset_path: Path | None = option(
-        None, "JSON lines with timestamp (ms), input_length, output_length", group="workload"
+        None, "the trace: BurstGPT, Azure, Mooncake, ShareGPT or Vidur (docs/traces.md)", group="workload"
     )
     num_prompts: int = option(100, "requests", group="workload")
     random_input_len: int = option(128, "mean prompt of random, tokens", group="workload")
     random_output_len: int = option(32, "mean output of random, tokens", group="workload")
     random_range_ratio: float = option(0.0, "random draws lengths up to this share below and above", group="workload")
-    scale: float = option(0.125, "arxiv and fastgen prompts are this much of the publication's", group="workload")
+    scale: float = option(0.125, "published lengths are taken this much (fastgen: its prompts)", group="workload")
     seed: int = option(0, "of lengths and arrivals; a seed gives the same requests at every rate", group="workload")
     burstiness: float = option(1.0, "shape of gamma arrivals; 1 is Poisson, below comes in bursts", group="workload")
 
@@ -46,8 +52,8 @@ class WorkloadOptions:
             raise ConfigError(f"random_range_ratio must be at least 0 and below 1, got {self.random_range_ratio}")
         if not 0 < self.scale < math.inf:
             raise ConfigError(f"scale must be above 0, got {self.scale}")
-        if (self.dataset_name == "timed_trace") != (self.dataset_path is not None):
-            raise ConfigError("--dataset-name timed_trace and --dataset-path FILE go together")
+        if (self.dataset_name in TRACES) != (self.dataset_path is not None):
+            raise ConfigError("--dataset-name timed_trace (or a format's name) and --dataset-path FILE go together")
 
     def lengths(self) -> Lengths:
         """How long prompts and outputs are."""
@@ -62,7 +68,8 @@ class WorkloadOptions:
     def arrivals(self, max_model_len: int | None) -> list[Arrival]:
         """The workload: a trace at its own times, anything else at one request per second."""
         if self.dataset_path is not None:
-            return read_trace(self.dataset_path, num_requests=self.num_prompts)
+            name = None if self.dataset_name == "timed_trace" else self.dataset_name
+            return read_trace(self.dataset_path, num_requests=self.num_prompts, source_format=name)
         return make_arrivals(
             self.num_prompts,
             self.lengths(),

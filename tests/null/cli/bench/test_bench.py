@@ -17,7 +17,7 @@ from ziggurat.cli.main import main
 from ziggurat.errors import ConfigError
 from ziggurat.workload.metrics import summarize
 from ziggurat.workload.records import RequestRecord
-from ziggurat.workload.trace import read_trace
+from ziggurat.workload.traces.reading import read_trace
 
 
 def record() -> RequestRecord:
@@ -122,13 +122,16 @@ def test_bad_targets(target: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        (['{"timestamp": -1, "input_length": 3, "output_length": 2}'], "row 1: .* t_s at least 0"),
+        (
+            ['{"timestamp": -1, "input_length": 3, "output_length": 2}'],
+            "row 1: timestamp must be a number of at least 0, got -1",
+        ),
         (
             [f'{{"timestamp": {t}, "input_length": 3, "output_length": 2}}' for t in (0, 2000, 1000)],
             r"not sorted: row 3 .* comes at 1.0 s, the row before it at 2.0 s",
         ),
-        (['{"timestamp": 0}'], "row 1: a row needs the numbers"),
-        (["what"], "row 1: a row needs the numbers"),
+        (['{"timestamp": 0}'], "missing column 'input_length', 'output_length' of the mooncake format"),
+        (["what"], "missing column .* Columns found: 'what'"),
         ([], "has no rows"),
     ],
 )
