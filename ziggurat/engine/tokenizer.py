@@ -81,10 +81,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
-        self.bos_token = self._token_text_of("bos_token")
-        self.eos_token = self._token_text_of("eos_token")
-        self.bos_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
-        self.eos_id = None if self.eos_token is None else backend.token_to_id(self.eos_token)
+        self.bos_token = self.token_text_of("bos_token")
+        self.eos_token = self.token_text_of("eos_token")
+        self.bos_id = self.token_id(self.bos_token)
+        self.eos_id = self.token_id(self.eos_token)
         self._is_byte_level = isinstance(backend.decoder, decoders.ByteLevel)
 
     @classmethod
@@ -107,7 +107,13 @@ class Tokenizer:
             raise ModelError(f"{path} is damaged: {error}") from error
         return cls(backend, read_json_object(folder / "tokenizer_config.json"))
 
-    def _token_text_of(self, key: str) -> str | None:
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token by its text; None if there is none."""
+        found = None if token is None else self._backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def token_text_of(self, key: str) -> str | None:
+        """The text of a special token by its key in tokenizer_config.json (``pad_token``); None if there is none."""
         value = self.config.get(key)
         if isinstance(value, dict):
             value = value.get("content")
