@@ -130,7 +130,7 @@ class Tokenizer:
             if wanted is None or token_id is None:
                 continue
             plain = self._backend.encode(text, add_special_tokens=False).ids if plain is None else plain
-            was_added = bool(ids) and ids[place] == token_id and len(ids) > len(plain)
+            was_added = bool(ids) and ids[place] == token_id and _is_around(plain, ids, is_before=place == 0)
             if wanted and not (ids and ids[place] == token_id):
                 ids = [token_id, *ids] if place == 0 else [*ids, token_id]
             elif not wanted and was_added:
@@ -163,6 +163,13 @@ class Tokenizer:
         skipped = self.special_ids if skip_special_tokens else frozenset()
         kind = _ByteLevelDetokenizer if self._is_byte_level else _WindowDetokenizer
         return kind(self._backend, skipped)
+
+
+def _is_around(plain: list[int], ids: list[int], *, is_before: bool) -> bool:
+    """Whether ``ids`` has more than ``plain`` before it (or behind it). A text may itself begin or end with a special token."""
+    surplus = len(ids) - len(plain)
+    starts = [start for start in range(surplus + 1) if ids[start : start + len(plain)] == plain]
+    return bool(starts) and (starts[-1] > 0 if is_before else starts[0] < surplus)
 
 
 def _byte_level_bytes(token: str) -> bytes:

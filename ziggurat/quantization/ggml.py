@@ -41,8 +41,9 @@ def decode(spec: FormatSpec, packed: Bytes, out: Floats) -> None:
     blocks, values = packed.reshape(-1, block_bytes), out.reshape(-1, spec.block_values)
     assert len(blocks) == len(values), f"{len(blocks)} blocks for {len(values)} blocks of values"
     step = _GROUP_VALUES // spec.block_values
-    for start in range(0, len(blocks), step):
-        values[start : start + step] = decoder(blocks[start : start + step])
+    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite or NaN; the loader counts and says so
+        for start in range(0, len(blocks), step):
+            values[start : start + step] = decoder(blocks[start : start + step])
 
 
 def encode(spec: FormatSpec, values: Floats) -> NDArray[Any]:
@@ -83,8 +84,9 @@ def _encode_bf16(values: Floats) -> Bytes:
 def _encode_q8_0(values: Floats) -> Bytes:
     blocks = values.reshape(-1, Q8_0.block_values)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    # The inverse of a subnormal scale is infinite, and in f16 that scale is 0 anyway.
+    is_zero = scale < np.finfo(np.float32).tiny
+    inverse = np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
     scaled = blocks * inverse
     # C's roundf: halves away from zero.
     size = np.abs(scaled)

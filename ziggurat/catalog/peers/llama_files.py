@@ -7,10 +7,9 @@ import ctypes
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+from ziggurat.catalog.peers.llama_session import library
 from ziggurat.catalog.peers.process import child_environment
 from ziggurat.errors import EngineError
 
@@ -42,7 +41,7 @@ def make(folder: Path, format_name: str, threads: int) -> None:
     """
     path = folder / f"{format_name}.gguf"
     if format_name in _QUANTIZED_BY_LLAMA_CPP:
-        _quantize(gguf_file(folder, "f16", threads), path, _QUANTIZED_BY_LLAMA_CPP[format_name], threads)
+        quantize(gguf_file(folder, "f16", threads), path, _QUANTIZED_BY_LLAMA_CPP[format_name], threads)
         return
     from ziggurat.engine.config import EngineConfig
     from ziggurat.engine.gguf.export import EXPORT_FORMATS, export_gguf
@@ -51,10 +50,15 @@ def make(folder: Path, format_name: str, threads: int) -> None:
     export_gguf(open_model(EngineConfig(model=str(folder))), path, EXPORT_FORMATS[format_name])
 
 
-def _quantize(source: Path, path: Path, file_type: int, threads: int) -> None:
-    lib: Any = import_module("llama_cpp")
+def quantize(source: Path, path: Path, file_type: int, threads: int) -> None:
+    """Write a file anew in another type (``llama_ftype`` of llama.h), by llama.cpp's quantizer.
+
+    Raises:
+        EngineError: llama.cpp refuses; what it says is on standard error.
+    """
+    lib = library()
     params = lib.llama_model_quantize_default_params()
-    params.ftype, params.nthread = file_type, threads
+    params.ftype, params.nthread, params.allow_requantize = file_type, threads, True
     part = path.with_name(path.name + ".part")
     code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(params))
     if code:

@@ -7,6 +7,7 @@ Through the ctypes functions of llama-cpp-python, because its `Llama` class hold
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ _LOG_LEVEL_ERROR = 4
 _GGML_F32, _GGML_F16 = 0, 1
 _KV_TYPES = {"f32": _GGML_F32, "f16": _GGML_F16}
 _BATCH_TOKENS = 2048
+# llama.cpp holds the callback for the rest of the process, so it must not be collected.
+_KEPT: list[Any] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class Feed:
     position: int
     sequence: int
     wants_logits: bool = False
+
+
+@functools.cache
+def library() -> Any:
+    """llama.cpp's functions; it writes errors to standard error and nothing else."""
+    lib = import_module("llama_cpp")
+    _KEPT.append(lib.llama_log_callback(_log_errors))
+    lib.llama_log_set(_KEPT[-1], ctypes.c_void_p(0))
+    lib.llama_backend_init()
+    return lib
 
 
 class LlamaSession:
@@ -62,10 +75,7 @@ class LlamaSession:
         has_flash_attention: bool | None = None,
         is_repacked: bool = True,
     ) -> None:
-        self._lib: Any = import_module("llama_cpp")
-        self._log = self._lib.llama_log_callback(_log_errors)
-        self._lib.llama_log_set(self._log, ctypes.c_void_p(0))
-        self._lib.llama_backend_init()
+        self._lib = library()
         model_params = self._lib.llama_model_default_params()
         model_params.use_extra_bufts = is_repacked
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), model_params)

@@ -75,6 +75,11 @@ def export_gguf(
     """
     if find_spec("gguf") is None:
         raise ConfigError("writing GGUF needs the package gguf: pip install gguf (or the extra ziggurat[gguf])")
+    if source.gguf is not None:
+        raise UnsupportedFeature(
+            f"{source.folder} is GGUF already; llama.cpp's quantize writes it in another type",
+            feature="gguf:requantize",
+        )
     if not source.tensors:
         raise ConfigError("a model without weights (load_format dummy) cannot be exported")
     model = gguf_model(source.raw)
@@ -117,8 +122,6 @@ class _Tensor:
         name = gguf_name(hf_name)
         if name is None:
             raise UnsupportedFeature(f"GGUF has no name for tensor {hf_name!r}", feature=f"gguf:{hf_name}")
-        if entry.format.name not in _STORED:
-            raise UnsupportedFeature(f"tensor {hf_name!r} is {entry.format.name} already", feature="gguf:requantize")
         self.name, self.hf_name, self.entry = name, hf_name, entry
         self.is_fallback = len(entry.shape) > 1 and entry.shape[-1] % spec.block_values != 0
         self.spec = FP32 if len(entry.shape) == 1 else FP16 if self.is_fallback else spec

@@ -13,11 +13,12 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models
 
-from ziggurat.engine.chat_template import ChatTemplate
+from ziggurat.engine.chat_template import ChatTemplate, special_tokens
 from ziggurat.engine.generation import GenerationDefaults
 from ziggurat.engine.gguf.pretokenizers import has_ignored_merges, pretokenizer, pretokenizer_name
 from ziggurat.engine.tokenizer import Tokenizer, read_json_object
 from ziggurat.errors import ModelError, UnsupportedFeature
+from ziggurat.programs.gguf.config import shortest
 from ziggurat.programs.gguf.header import GgufHeader
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
@@ -81,6 +82,28 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer | None:
     backend.add_special_tokens([_added(t, True) for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL])
     backend.add_tokens([_added(t, False) for t, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED])
     return Tokenizer(backend, _tokenizer_config(header, [str(token) for token in tokens], pre))
+
+
+def template_from_gguf(header: GgufHeader, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The chat template of a file; None if it has none.
+
+    Raises:
+        ModelError: it is not valid Jinja.
+    """
+    source = header.metadata.get("tokenizer.chat_template")
+    if not isinstance(source, str):
+        return None
+    tokens = {} if tokenizer is None else special_tokens(tokenizer.config)
+    return ChatTemplate(source, tokens, origin=f"{header.path}: tokenizer.chat_template")
+
+
+def generation_fields(header: GgufHeader, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """By the names of generation_config.json: sampling settings, and end tokens known by their text, as in llama.cpp."""
+    fields = {name: header.metadata[key] for name, key in _SAMPLING.items() if key in header.metadata}
+    plain = {name: shortest(value) if isinstance(value, float) else value for name, value in fields.items()}
+    ids = () if tokenizer is None else (tokenizer.token_id(text) for text in _END_TEXTS)
+    special = frozenset() if tokenizer is None else tokenizer.special_ids
+    return plain | {"eos_token_id": [each for each in ids if each in special]}
 
 
 def _added(token: object, is_special: bool) -> AddedToken:
@@ -168,6 +191,8 @@ def _special(folder: Path, raw: Mapping[str, Any], tokenizer: Tokenizer) -> dict
     return values | {_SAMPLING[name]: value for name, value in defaults.sampling.items()}
 
 
+# Control tokens that end a turn whatever the file says (llama-vocab.cpp, special_eog_ids).
+_END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>")
 _SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",

@@ -50,10 +50,15 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """What stands before the tensors' bytes."""
+    """What stands before the tensors' bytes.
+
+    Attributes:
+        header_bytes: how much that is; nearly all of it vocabulary.
+    """
 
     path: Path
     file_bytes: int
+    header_bytes: int
     metadata: Mapping[str, Scalar | GgufArray]
     tensors: Mapping[str, GgufTensor]
 
@@ -74,13 +79,20 @@ class GgufHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is meant as GGUF: by its name, or by its first bytes."""
+    """Whether a file is meant as GGUF: by its name, or by its first bytes.
+
+    Raises:
+        ModelError: it cannot be opened.
+    """
     if not path.is_file():
         return False
     if path.suffix == ".gguf":
         return True
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -109,7 +121,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
             feature="gguf:split",
         )
     tensors = {n: GgufTensor(type_id=t.type_id, shape=t.shape, offset=start + t.offset) for n, t in raw.items()}
-    return GgufHeader(path=path, file_bytes=size, metadata=metadata, tensors=tensors)
+    return GgufHeader(path=path, file_bytes=size, header_bytes=start, metadata=metadata, tensors=tensors)
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:

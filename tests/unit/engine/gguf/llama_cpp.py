@@ -13,17 +13,18 @@ import numpy.typing as npt
 from tests.unit.engine.rig import Rig
 from ziggurat.catalog.peers.llama_session import Feed, LlamaSession
 from ziggurat.kernels.ops import load_native
+from ziggurat.programs.formats import FormatSpec
 from ziggurat.programs.plan import Limits
 
 Logits = npt.NDArray[np.float32]
 _ROWS = 64
 
 
-def our_logits(path: Path, token_ids: Sequence[int]) -> Logits:
-    """[tokens, vocabulary], weights in the format of the checkpoint, KV in fp32."""
+def our_logits(path: Path, token_ids: Sequence[int], *, weight: FormatSpec | None = None) -> Logits:
+    """[tokens, vocabulary], weights in the engine's own choice of format unless one is given, KV in fp32."""
     size = -(-len(token_ids) // 16) * 16
     limits = Limits(max_model_len=size, max_num_seqs=_ROWS, max_num_batched_tokens=size, block_size=16)
-    rig = Rig(path, backend="torch" if load_native() is None else "native", limits=limits)
+    rig = Rig(path, backend="torch" if load_native() is None else "native", weight=weight, limits=limits)
     rig.logits(rig.item("only", token_ids, 0))
     starts = range(0, len(token_ids), _ROWS)
     parts = [range(start, min(start + _ROWS, len(token_ids))) for start in starts]
