@@ -62,15 +62,9 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer | None:
         UnsupportedFeature: not byte-level BPE, or a pre-tokenizer that is not known.
         ModelError: damaged or contradictory.
     """
-    kind = header.metadata.get(f"{_PREFIX}.model", "none")
-    if kind == "none":
+    pre = check_tokenizer(header)
+    if pre is None:
         return None
-    if kind != "gpt2":
-        raise UnsupportedFeature(
-            f"{header.path}: tokenizer {kind!r} is not read from GGUF, only byte-level BPE ('gpt2'); use the safetensors folder",
-            feature=f"gguf:tokenizer:{kind}",
-        )
-    pre = str(header.metadata.get(f"{_PREFIX}.pre", "gpt-2"))
     tokens = header.array(f"{_PREFIX}.tokens")
     types = header.array(f"{_PREFIX}.token_type") or [_NORMAL] * len(tokens)
     if len(types) != len(tokens):
@@ -82,6 +76,25 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer | None:
     backend.add_special_tokens([_added(t, True) for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL])
     backend.add_tokens([_added(t, False) for t, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED])
     return Tokenizer(backend, _tokenizer_config(header, [str(token) for token in tokens], pre))
+
+
+def check_tokenizer(header: GgufHeader) -> str | None:
+    """The name of the pre-tokenizer; None for a file without tokenizer.
+
+    Raises:
+        UnsupportedFeature: not byte-level BPE, or a pre-tokenizer that is not known.
+    """
+    kind = header.metadata.get(f"{_PREFIX}.model", "none")
+    if kind == "none":
+        return None
+    if kind != "gpt2":
+        raise UnsupportedFeature(
+            f"{header.path}: tokenizer {kind!r} is not read from GGUF, only byte-level BPE ('gpt2'); use the safetensors folder",
+            feature=f"gguf:tokenizer:{kind}",
+        )
+    pre = str(header.metadata.get(f"{_PREFIX}.pre", "gpt-2"))
+    pretokenizer(pre)
+    return pre
 
 
 def template_from_gguf(header: GgufHeader, tokenizer: Tokenizer | None) -> ChatTemplate | None:
