@@ -6,7 +6,7 @@
     file --pread--> raw (rows, the file's type; decoded to fp32 if quantized) --convert--> rows (the plan's type) --pack--> arena (panels)
 
 No file is mapped and nothing large comes from malloc, which would keep what it once had: the peak is the packed weights plus
-`STAGING_BYTES` twice, and a third of it for quantized rows before they are decoded.
+`STAGING_BYTES` twice, and about once more for quantized rows and what numpy needs to decode them.
 """
 
 from __future__ import annotations
