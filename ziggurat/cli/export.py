@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
@@ -41,8 +42,11 @@ def run(argv: Sequence[str]) -> int:
     from ziggurat.engine.gguf.export import export_gguf
     from ziggurat.engine.sizing import open_model
 
-    source = open_model(EngineConfig(model=model_of(namespace)))
-    result = export_gguf(source, options.gguf, options.spec, progress=ProgressLine())
+    model = model_of(namespace)
+    source = open_model(EngineConfig(model=model))
+    # A repository's folder in the cache is called by a hash.
+    name = Path(model).expanduser().resolve().name
+    result = export_gguf(source, options.gguf, options.spec, name=name, progress=ProgressLine())
     emit(namespace, as_json(result, options), lambda: as_text(result, options))
     return 0
 

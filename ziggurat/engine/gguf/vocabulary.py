@@ -37,7 +37,7 @@ def vocabulary_metadata(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: damaged, or larger than the model's vocabulary.
     """
     if not (folder / "tokenizer.json").is_file():
-        return {f"{_PREFIX}.model": "none"}
+        return {f"{_PREFIX}.model": "none", **_special(folder, raw, None)}
     tokenizer = Tokenizer.load(folder)
     source = read_json_object(folder / "tokenizer.json")
     pre = _checked_pre(folder, source)
@@ -188,20 +188,27 @@ def _tokens(folder: Path, source: Mapping[str, Any], vocab_size: int) -> tuple[l
     return tokens, types
 
 
-def _special(folder: Path, raw: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def _special(folder: Path, raw: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
     defaults = GenerationDefaults.load(folder, raw, tokenizer)
-    ends = [each for each in (tokenizer.eos_id, *defaults.eos_ids) if each is not None]
+    first = None if tokenizer is None else tokenizer.eos_id
+    ends = [each for each in (first, *defaults.eos_ids) if each is not None]
     names = zip(_END_KEYS, dict.fromkeys(ends), strict=False)
     values: dict[str, Any] = {f"{_PREFIX}.{name}_token_id": token_id for name, token_id in names}
+    values |= {_SAMPLING[name]: value for name, value in defaults.sampling.items()}
+    return values if tokenizer is None else values | _begin(raw, tokenizer)
+
+
+def _begin(raw: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Keys of the begin and padding tokens, and what is added to a text."""
     bos = raw.get("bos_token_id") if tokenizer.bos_id is None else tokenizer.bos_id
     pad = tokenizer.token_id(tokenizer.token_text_of("pad_token"))
-    values |= {
+    values: dict[str, Any] = {
         f"{_PREFIX}.{name}_token_id": each for name, each in (("bos", bos), ("padding", pad)) if isinstance(each, int)
     }
     ids = tokenizer.encode("a")
     values[f"{_PREFIX}.add_bos_token"] = bool(ids) and ids[0] == bos
     values[f"{_PREFIX}.add_eos_token"] = bool(ids) and ids[-1] == tokenizer.eos_id
-    return values | {_SAMPLING[name]: value for name, value in defaults.sampling.items()}
+    return values
 
 
 # Control tokens that end a turn whatever the file says (llama-vocab.cpp, special_eog_ids).

@@ -106,7 +106,7 @@ def test_vocabulary_template_and_settings_are_in_the_file(tmp_path: Path) -> Non
 def test_a_folder_without_tokenizer_has_none_in_the_file(tmp_path: Path) -> None:
     found = fields(export(write_checkpoint(tmp_path, "llama", with_tokenizer=False)).path)
     assert found["tokenizer.ggml.model"] == "none" and found["llama.vocab_size"] == VOCAB_SIZE
-    assert "tokenizer.ggml.tokens" not in found
+    assert "tokenizer.ggml.tokens" not in found and found["tokenizer.ggml.eos_token_id"] == 1
 
 
 def test_rows_that_are_no_whole_blocks_fall_back_and_are_counted(tmp_path: Path) -> None:
