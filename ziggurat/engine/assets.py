@@ -14,9 +14,12 @@ from ziggurat.engine.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assets:
-    """Attributes:
-    tokenizer: None for a model without one, which takes token ids only.
-    template: None without one.
+    """Text in and text out of one model.
+
+    Attributes:
+        tokenizer: None for a model without one, which takes token ids only.
+        template: None for a model without a chat template.
+        defaults: end tokens, and sampling settings for requests that leave them out.
     """
 
     tokenizer: Tokenizer | None
