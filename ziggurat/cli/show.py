@@ -9,7 +9,6 @@ from typing import Any
 from ziggurat.cli.flags import Parser
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.output import add_output_flags, emit, table
-from ziggurat.engine.describe import describe_model, storage_rows
 from ziggurat.units import format_bytes
 
 _MAX_TOKENS_SHOWN = 8
@@ -33,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
         ModelError: neither folder nor GGUF.
     """
     namespace = parser().parse(argv)
+    from ziggurat.engine.describe import describe_model
+
     facts = describe_model(model_of(namespace))
     emit(namespace, facts, lambda: as_text(facts))
     return 0
@@ -45,7 +46,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
     rows = [*_model_rows(facts), *_text_rows(facts)]
     sections.append(table(rows))
     for key, title in (("parts", "part"), ("formats", "format")):
-        storage = storage_rows(facts, key)
+        storage: list[Mapping[str, Any]] = facts[key] or []
         if storage:
             sections.append(_storage_table(storage, title))
     sections += [f"also: {problem}" for problem in facts["problems"][1:]]

@@ -6,7 +6,7 @@ A model that is refused is described as far as it goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,9 +181,3 @@ def _sizes(source: ModelSource | None) -> dict[str, Any]:
         [{"num_layers": len(group.layers), "window_tokens": group.window} for group in groups],
     )
     return dict(zip(_SIZE_KEYS, values, strict=True))
-
-
-def storage_rows(facts: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The rows of ``formats`` or ``parts``; empty where nothing is known."""
-    rows: list[Mapping[str, Any]] | None = facts[key]
-    return rows or []
