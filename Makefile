@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env env-test env-dev native serve test test-full check check-native bench docs clean
+.PHONY: help env env-test env-dev env-bench native serve test test-full check check-native bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -11,6 +11,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 # Extra arguments for installing torch, for example TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu".
 TORCH_ARGS ?=
+# How llama.cpp is built for `make bench`. Some virtual machines show AMX and fault when it is used, so it is left out where it shows.
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+LLAMA_CMAKE_ARGS ?= -DGGML_NATIVE=ON $(shell grep -qs amx_tile /proc/cpuinfo && echo "-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'")
 # Flags of `ziggurat serve`, for example make serve ARGS="--memory 1GiB --port 9000".
 ARGS ?=
 NATIVE_SOURCES := $(shell find native -type f \( -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) -not -path '*/CMakeFiles/*')
@@ -41,12 +44,19 @@ $(VENV)/.stamp-dev: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
 	$(INSTALL) '.[dev]'
 	@touch $@
 
+$(VENV)/.stamp-bench: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base
+	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(PIP) install llama-cpp-python
+	$(INSTALL) '.[bench]'
+	@touch $@
+
 env: $(VENV)/.stamp-base ## create .venv with the base dependencies and the native library
 	@$(PY) -c "from ziggurat import kernels; print('kernels:', kernels.describe())"
 
 env-test: $(VENV)/.stamp-test ## add what the tests need
 
 env-dev: $(VENV)/.stamp-dev ## add ruff and mypy
+
+env-bench: $(VENV)/.stamp-bench ## add the engines that `make bench` compares with; llama.cpp is built, which takes minutes
 
 native: ## rebuild the native library beside the Python files, incrementally
 	cmake -S native -B build/native -G Ninja -DZIGGURAT_INPLACE=ON -DPython_EXECUTABLE=$(abspath $(PY)) >/dev/null
@@ -70,7 +80,7 @@ check: env-dev ## lint, format, types, and the rules of the house
 check-native: env-test ## the native kernels under address and undefined-behaviour sanitizers
 	scripts/check_native.sh $(PY)
 
-bench: env-test ## short benchmarks of the kernels on this machine, then other engines beside ours (ARGS=--quick for a look)
+bench: env-bench ## short benchmarks of the kernels on this machine, then other engines beside ours (ARGS=--quick for a look)
 	$(PY) benchmarks/kernels.py
 	$(PY) -m ziggurat bench peers $(ARGS)
 
@@ -81,5 +91,5 @@ docs: env ## regenerate docs/systems.md and docs/commands
 clean: ## remove build products, keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf native/.cmake native/CMakeFiles native/CMakeCache.txt native/CMakeInit.txt native/cmake_install.cmake native/build.ninja native/.ninja_* native/*.a native/.skbuild-info.json
-	rm -f ziggurat/kernels/_native*.so $(VENV)/.stamp-base $(VENV)/.stamp-test $(VENV)/.stamp-dev
+	rm -f ziggurat/kernels/_native*.so $(VENV)/.stamp-base $(VENV)/.stamp-test $(VENV)/.stamp-dev $(VENV)/.stamp-bench
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

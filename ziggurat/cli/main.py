@@ -27,6 +27,8 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
     "plan": "say whether a model fits a budget, and what fits",
+    "show": "explain a model: architecture, bytes, tokenizer; why it is refused if it is",
+    "export": "write a model as GGUF, for llama.cpp and its relatives",
     "train": "train a model by a recipe, resumable",
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",

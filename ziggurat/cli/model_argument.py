@@ -8,7 +8,7 @@ import argparse
 from ziggurat.cli.flags import Parser, UsageError
 from ziggurat.engine.config import EMBEDDED_MODEL
 
-_HELP = f"model folder, org/name in the Hugging Face cache, or '{EMBEDDED_MODEL}'"
+_HELP = f"model folder, org/name in the Hugging Face cache, GGUF file, or '{EMBEDDED_MODEL}'"
 
 
 def add_model(parser: Parser) -> None:

@@ -68,6 +68,7 @@ def describe(config: EngineConfig, source: ModelSource) -> dict[str, Any]:
         "architecture": source.program.architecture,
         "num_parameters": source.program.num_parameters(),
         "weight_format": source.formats.weight.name,
+        "stored_format": source.quantized_as or source.formats.weight.name,
         "kv_format": source.formats.kv.name,
     }
 
@@ -109,7 +110,7 @@ def as_text(data: dict[str, Any], *, is_default_budget: bool) -> str:
     step = f"a step of up to {data['max_num_batched_tokens']:,} tokens and {_sequences(data['max_num_seqs'])}"
     blocks = ", ".join(_group(group) for group in data["kv_groups"])
     rows = [
-        ("weights", "weight_bytes", f"{data['num_parameters']:,} parameters, packed, {data['weight_format']}"),
+        ("weights", "weight_bytes", f"{data['num_parameters']:,} parameters, packed, {_format(data)}"),
         ("workspace", "workspace_bytes", f"activations of {step}"),
         ("tables", "table_bytes", "rotary positions"),
         ("sampler", "sampler_bytes", "one row of the vocabulary"),
@@ -129,6 +130,11 @@ def as_text(data: dict[str, Any], *, is_default_budget: bool) -> str:
         ("largest batch", f"{_sequences(data['largest_batch_sequences'])} of {data['max_model_len_tokens']:,} tokens"),
     ]
     return f"{data['model']}: {data['architecture']}\n\n{table(lines, right=(1,))}\n\n{table(facts)}"
+
+
+def _format(data: dict[str, Any]) -> str:
+    name, stored = data["weight_format"], data["stored_format"]
+    return f"{name}" if name == stored else f"{name} decoded from {stored} while loading"
 
 
 def _sequences(count: int) -> str:

@@ -121,7 +121,7 @@ class ChatTemplate:
             ModelError: it is there and damaged.
         """
         config = read_json_object(folder / "tokenizer_config.json")
-        tokens = _special_tokens(config)
+        tokens = special_tokens(config)
         path = folder / "chat_template.jinja"
         if path.is_file():
             try:
@@ -202,7 +202,8 @@ def missing_template(model: str) -> RequestError:
     )
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The variables of a template (``bos_token`` ..) that a tokenizer_config.json defines."""
     found: dict[str, str] = {}
     for key, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value

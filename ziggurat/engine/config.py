@@ -34,7 +34,7 @@ class EngineConfig:
     """
 
     model: str = option(
-        EMBEDDED_MODEL, "model folder, org/name in the Hugging Face cache, or 'embedded'", group="model"
+        EMBEDDED_MODEL, "model folder, org/name in the Hugging Face cache, GGUF file, or 'embedded'", group="model"
     )
     served_model_name: str | None = option(None, "name that requests use (default: the model argument)", group="model")
     dtype: str = option(

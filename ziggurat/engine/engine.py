@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
+from ziggurat.engine.assets import load_assets
 from ziggurat.engine.calibrate import calibrate_engine
-from ziggurat.engine.chat_template import ChatTemplate
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
 from ziggurat.engine.embedding import finish_embedding
@@ -24,7 +24,6 @@ from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
-from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
 from ziggurat.engine.weights import Progress, fill_random, read_checkpoint, weight_views
@@ -76,9 +75,9 @@ class Engine:
         self.resources = resources
         self.machine = Machine()
         self._clock = clock
-        self.tokenizer = Tokenizer.load(source.folder) if (source.folder / "tokenizer.json").is_file() else None
-        self.chat_template = ChatTemplate.load(source.folder)
-        self.model = _model_info(config, source, resources.fit, self.tokenizer)
+        assets = load_assets(source)
+        self.tokenizer, self.chat_template = assets.tokenizer, assets.template
+        self.model = _model_info(config, source, resources.fit, assets.defaults)
         memory = Memory(
             weights=weight_views(self.fit.plan, resources.weights),
             workspace=resources.workspace,
@@ -329,8 +328,7 @@ def _check_range(token_ids: Iterable[int], vocab_size: int, param: str, what: st
             raise RequestError(f"{what} {token_id!r} is not in the vocabulary (ids 0 to {vocab_size - 1})", param=param)
 
 
-def _model_info(config: EngineConfig, source: ModelSource, fit: Fit, tokenizer: Tokenizer | None) -> ModelInfo:
-    defaults = GenerationDefaults.load(source.folder, source.raw, tokenizer)
+def _model_info(config: EngineConfig, source: ModelSource, fit: Fit, defaults: GenerationDefaults) -> ModelInfo:
     return ModelInfo(
         name=config.served_model_name or config.model,
         path=str(source.folder),
@@ -386,4 +384,8 @@ def fill_weights(
     if config.load_format == "dummy":
         fill_random(plan, views, ops, seed=config.seed, progress=progress)
     else:
+        if source.quantized_as is not None:
+            message = "%s weights are decoded to %s while loading: they take the memory of %s, not of the file"
+            weight = source.formats.weight.name
+            _LOG.warning(message, source.quantized_as.upper(), weight, weight)
         read_checkpoint(plan, views, source.tensors, ops, progress=progress)

@@ -36,8 +36,23 @@ class GenerationDefaults:
             ModelError: damaged, or a value out of range.
         """
         path = folder / "generation_config.json"
-        raw = read_json_object(path)
-        eos = {*_token_ids(path, raw), *_token_ids(folder / "config.json", config)}
+        return cls.of(read_json_object(path), config, tokenizer, origin=path)
+
+    @classmethod
+    def of(
+        cls, raw: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None, *, origin: Path
+    ) -> GenerationDefaults:
+        """The same from parsed fields.
+
+        Args:
+            raw: by the names of generation_config.json.
+            config: by the names of config.json.
+            origin: where ``raw`` stands, for messages.
+
+        Raises:
+            ModelError: a value is out of range.
+        """
+        eos = {*_token_ids(origin, raw), *_token_ids(origin.with_name("config.json"), config)}
         if tokenizer is not None and tokenizer.eos_id is not None:
             eos.add(tokenizer.eos_id)
         vocab_size = int(config["vocab_size"])
@@ -47,7 +62,7 @@ class GenerationDefaults:
         try:
             SamplingParams(**sampling)
         except RequestError as error:
-            raise ModelError(f"{path}: {error}") from error
+            raise ModelError(f"{origin}: {error}") from error
         return cls(eos_ids=tuple(sorted(each for each in eos if 0 <= each < vocab_size)), sampling=sampling)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the model argument to a folder: a path, ``embedded``, or ``org/name`` in the Hugging Face cache. Torch-free."""
+"""From the model argument to a folder or GGUF file: a path, ``embedded``, or ``org/name`` in the Hugging Face cache. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from pathlib import Path
 
 from ziggurat.engine.config import EMBEDDED_MODEL
 from ziggurat.errors import ModelError, ModelNotFound
+from ziggurat.programs.gguf.header import is_gguf
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "embedded"
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 # Weights other than safetensors are never read, so they are never fetched.
 _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
+
+
+def resolve_model(model: str, *, may_download: bool = False) -> Path:
+    """The GGUF file or folder of a model argument.
+
+    Raises:
+        ModelNotFound, ModelError: see `resolve_folder`.
+    """
+    path = Path(model).expanduser()
+    return path if is_gguf(path) else resolve_folder(model, may_download=may_download)
 
 
 def resolve_folder(model: str, *, may_download: bool = False) -> Path:
@@ -36,10 +47,13 @@ def resolve_folder(model: str, *, may_download: bool = False) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelError(f"{path} is a file; name the folder that holds config.json, *.safetensors and tokenizer.json")
+        raise ModelError(
+            f"{path} is a file and not GGUF; name the folder that holds config.json, *.safetensors and tokenizer.json, or a "
+            f"GGUF file"
+        )
     if not _REPOSITORY.match(model):
         raise ModelNotFound(
-            f"there is no folder {model!r}; a model is a folder, 'org/name' in the Hugging Face cache, or 'embedded'"
+            f"there is no folder or file {model!r}; a model is a folder, a GGUF file, 'org/name' in the Hugging Face cache, or 'embedded'"
         )
     return _resolve_repository(model, may_download)
 

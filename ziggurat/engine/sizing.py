@@ -9,24 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.engine.config import EngineConfig
-from ziggurat.engine.resolve import resolve_folder
+from ziggurat.engine.resolve import resolve_model
 from ziggurat.errors import ConfigError
 from ziggurat.memory.fit import Fit, SizeRequest, fit
-from ziggurat.memory.overhead import overhead_bytes
+from ziggurat.memory.overhead import overhead_bytes, overhead_of
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.checkpoint import TensorEntry, match_program, read_folder, storage_format
 from ziggurat.programs.config import load_config
-from ziggurat.programs.formats import FP32, FormatSpec, format_by_name
+from ziggurat.programs.formats import BF16, FP32, FormatSpec, format_by_name
+from ziggurat.programs.gguf.config import config_from_gguf
+from ziggurat.programs.gguf.header import GgufHeader, is_gguf, read_gguf_header
+from ziggurat.programs.gguf.tensors import tensors_from_gguf
 from ziggurat.programs.lower import Formats
 from ziggurat.programs.program import Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A model's folder, read and checked without its weights.
+    """A model's folder or GGUF file, read and checked without its weights.
 
     Attributes:
-        raw: the parsed config.json.
+        folder: the folder, or the GGUF file.
+        gguf: the header of the GGUF file; None for a folder.
+        raw: the configuration by the names of config.json.
         tensors: the checkpoint's tensors that the Program needs; empty with ``load_format="dummy"``.
         formats: storage of weights and KV, decided by the configuration and the checkpoint.
     """
@@ -36,26 +41,40 @@ class ModelSource:
     program: Program
     tensors: Mapping[str, TensorEntry]
     formats: Formats
+    gguf: GgufHeader | None = None
+
+    @property
+    def quantized_as(self) -> str | None:
+        """The quantized format that holds most of the values in the file, whose values are decoded while loading; None without."""
+        stored = storage_format(self.tensors) if self.tensors else None
+        return stored.name if stored is not None and stored.is_quantized else None
 
 
 def open_model(config: EngineConfig, *, may_download: bool = False) -> ModelSource:
-    """Find and check the model that the configuration names; reads config.json and safetensors headers.
+    """Find and check the model that the configuration names; reads config.json and headers of safetensors or GGUF.
 
     Raises:
-        ModelError, UnsupportedFeature: see `resolve_folder`, `load_config`, `build_program`, `read_folder`, `match_program`.
+        ModelError, UnsupportedFeature: see `resolve_model`, `load_config`, `build_program`, `read_folder`, `match_program`,
+            `read_gguf_header`, `config_from_gguf`, `tensors_from_gguf`.
     """
-    folder = resolve_folder(config.model, may_download=may_download)
-    raw = load_config(folder)
+    path = resolve_model(config.model, may_download=may_download)
+    header = read_gguf_header(path) if is_gguf(path) else None
+    raw = load_config(path) if header is None else config_from_gguf(header)
     program = build_program(raw)
-    tensors = {} if config.load_format == "dummy" else match_program(program, read_folder(folder))
-    return ModelSource(folder=folder, raw=raw, program=program, tensors=tensors, formats=_formats(config, raw, tensors))
+    tensors: Mapping[str, TensorEntry] = {}
+    if config.load_format != "dummy":
+        found = read_folder(path) if header is None else tensors_from_gguf(header, raw)
+        tensors = match_program(program, found, config_name="config.json" if header is None else "the metadata")
+    formats = _formats(config, raw, tensors)
+    return ModelSource(folder=path, gguf=header, raw=raw, program=program, tensors=tensors, formats=formats)
 
 
 def _formats(config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> Formats:
     if config.dtype != "auto":
         weight = format_by_name(config.dtype)
     elif tensors:
-        weight = storage_format(tensors)
+        stored = storage_format(tensors)
+        weight = BF16 if stored.is_quantized else stored
     else:
         declared = raw.get("dtype") or raw.get("torch_dtype")
         weight = format_by_name(declared) if isinstance(declared, str) else FP32
@@ -73,6 +92,7 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
     Raises:
         ConfigError: max_model_len is beyond the positions that the model was built for.
     """
+    header = source.gguf
     asked, limit = config.max_model_len, source.program.max_position
     max_model_len = None if asked in (None, "auto") else int(asked)
     if max_model_len is not None and max_model_len > limit:
@@ -83,7 +103,7 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.fixed_num_batched_tokens,
         block_size=config.block_size,
-        overhead_bytes=overhead_bytes(source.folder),
+        overhead_bytes=overhead_bytes(source.folder) if header is None else overhead_of(header.header_bytes),
     )
 
 

@@ -81,10 +81,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
-        self.bos_token = self._token_text_of("bos_token")
-        self.eos_token = self._token_text_of("eos_token")
-        self.bos_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
-        self.eos_id = None if self.eos_token is None else backend.token_to_id(self.eos_token)
+        self.bos_token = self.token_text_of("bos_token")
+        self.eos_token = self.token_text_of("eos_token")
+        self.bos_id = self.token_id(self.bos_token)
+        self.eos_id = self.token_id(self.eos_token)
         self._is_byte_level = isinstance(backend.decoder, decoders.ByteLevel)
 
     @classmethod
@@ -107,7 +107,13 @@ class Tokenizer:
             raise ModelError(f"{path} is damaged: {error}") from error
         return cls(backend, read_json_object(folder / "tokenizer_config.json"))
 
-    def _token_text_of(self, key: str) -> str | None:
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token by its text; None if there is none."""
+        found = None if token is None else self._backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def token_text_of(self, key: str) -> str | None:
+        """The text of a special token by its key in tokenizer_config.json (``pad_token``); None if there is none."""
         value = self.config.get(key)
         if isinstance(value, dict):
             value = value.get("content")
@@ -124,7 +130,7 @@ class Tokenizer:
             if wanted is None or token_id is None:
                 continue
             plain = self._backend.encode(text, add_special_tokens=False).ids if plain is None else plain
-            was_added = bool(ids) and ids[place] == token_id and len(ids) > len(plain)
+            was_added = bool(ids) and ids[place] == token_id and _is_around(plain, ids, is_before=place == 0)
             if wanted and not (ids and ids[place] == token_id):
                 ids = [token_id, *ids] if place == 0 else [*ids, token_id]
             elif not wanted and was_added:
@@ -157,6 +163,13 @@ class Tokenizer:
         skipped = self.special_ids if skip_special_tokens else frozenset()
         kind = _ByteLevelDetokenizer if self._is_byte_level else _WindowDetokenizer
         return kind(self._backend, skipped)
+
+
+def _is_around(plain: list[int], ids: list[int], *, is_before: bool) -> bool:
+    """Whether ``ids`` has more than ``plain`` before it (or behind it). A text may itself begin or end with a special token."""
+    surplus = len(ids) - len(plain)
+    starts = [start for start in range(surplus + 1) if ids[start : start + len(plain)] == plain]
+    return bool(starts) and (starts[-1] > 0 if is_before else starts[0] < surplus)
 
 
 def _byte_level_bytes(token: str) -> bytes:

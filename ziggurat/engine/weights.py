@@ -3,24 +3,22 @@
 
 ::
 
-    safetensors file --pread--> raw (rows, the file's type) --convert--> rows (the plan's type) --pack--> arena (panels)
+    file --pread--> raw (rows, the file's type; decoded to fp32 if quantized) --convert--> rows (the plan's type) --pack--> arena (panels)
 
 No file is mapped and nothing large comes from malloc, which would keep what it once had: the peak is the packed weights plus
-`STAGING_BYTES` twice.
+`STAGING_BYTES` twice, and about once more for quantized rows and what numpy needs to decode them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ziggurat.engine.checkpoint_files import CheckpointFiles
 from ziggurat.errors import ModelError
 from ziggurat.kernels import PANEL_WIDTH, KernelOps
 from ziggurat.memory.arena import Arena
@@ -86,17 +84,19 @@ def read_checkpoint(
     total = sum(entries[source].num_bytes for weight in plan.weights.values() for source, _ in weight.sources)
     non_finite: dict[str, None] = {}
     done = 0
-    with _Staging(plan) as staging, _Files() as files:
+    with _Staging(plan) as staging, CheckpointFiles() as files:
         for weight, source, first_row, num_rows in _sources(plan):
             entry = entries[source]
-            for start, count in staging.slices(weight, num_rows, entry.format):
-                raw = staging.raw(count, weight.in_features, torch_dtype(entry.format))
+            # Quantized rows are decoded to fp32 on their way.
+            stored = FP32 if entry.format.is_quantized else entry.format
+            for start, count in staging.slices(weight, num_rows, stored):
+                raw = staging.raw(count, weight.in_features, torch_dtype(stored))
                 files.read(source, entry, start, raw)
                 if not _is_finite(raw):
                     non_finite[source] = None
                 rows = staging.converted(source, raw, torch_dtype(weight.format))
                 _put(weight, views[weight.name], first_row + start, rows, ops)
-                done += raw.nbytes
+                done += entry.format.num_bytes(raw.shape)
                 if progress is not None:
                     progress("loading weights", done, total)
     if non_finite:
@@ -180,47 +180,6 @@ class _Staging:
                 f"tensor {name!r} has values up to {largest:.3g}, float16 ends at 65504: use --dtype bfloat16 or auto"
             )
         return rows
-
-
-class _Files:
-    """Open files of a checkpoint, read by position."""
-
-    def __init__(self) -> None:
-        self._exit = ExitStack()
-        self._descriptors: dict[Path, int] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exit.close()
-
-    def read(self, name: str, entry: TensorEntry, first_row: int, rows: Tensor) -> None:
-        """Fill ``rows`` with those of a tensor from ``first_row`` on."""
-        num_bytes = rows.nbytes
-        offset = entry.offset + first_row * (num_bytes // rows.shape[0])
-        target, done = rows.view(torch.uint8).numpy().reshape(-1).data, 0
-        try:
-            descriptor = self._open(entry.path)
-            while done < num_bytes:
-                count = os.preadv(descriptor, [target[done:]], offset + done)
-                if count == 0:
-                    break
-                done += count
-        except OSError as error:
-            raise ModelError(f"{entry.path} cannot be read at tensor {name!r}: {error}") from error
-        if done < num_bytes:
-            raise ModelError(
-                f"{entry.path} is truncated: tensor {name!r} needs {num_bytes} bytes at {offset}, only {done} are there; the "
-                f"file changed since its header was read"
-            )
-
-    def _open(self, path: Path) -> int:
-        if path not in self._descriptors:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._exit.callback(os.close, descriptor)
-            self._descriptors[path] = descriptor
-        return self._descriptors[path]
 
 
 def _is_finite(rows: Tensor) -> bool:

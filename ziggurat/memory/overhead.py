@@ -19,5 +19,9 @@ TOKENIZER_FACTOR = 9
 def overhead_bytes(folder: Path) -> int:
     """Overhead of an engine for the model in that folder; only file sizes are read."""
     tokenizer = folder / "tokenizer.json"
-    size = tokenizer.stat().st_size if tokenizer.is_file() else 0
-    return BASE_BYTES + TOKENIZER_FACTOR * size
+    return overhead_of(tokenizer.stat().st_size if tokenizer.is_file() else 0)
+
+
+def overhead_of(vocabulary_bytes: int) -> int:
+    """Overhead of an engine whose vocabulary takes that much on disk; a GGUF header is taken to be as dense as tokenizer.json."""
+    return BASE_BYTES + TOKENIZER_FACTOR * vocabulary_bytes

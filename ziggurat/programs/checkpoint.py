@@ -28,13 +28,18 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a checkpoint: where its bytes are, and what they are."""
+    """One tensor of a checkpoint: where its bytes are, and what they are.
+
+    Attributes:
+        paired_heads: heads whose rows lie in pairs (`ziggurat.programs.gguf.names`); 0: rows are in Hugging Face's order.
+    """
 
     path: Path
     offset: int
     num_bytes: int
     format: FormatSpec
     shape: tuple[int, ...]
+    paired_heads: int = 0
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -127,8 +132,13 @@ def read_folder(folder: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
-def match_program(program: Program, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+def match_program(
+    program: Program, tensors: Mapping[str, TensorEntry], *, config_name: str = "config.json"
+) -> dict[str, TensorEntry]:
     """The tensors that the Program needs, checked; extra ones are an error unless the Program ignores them.
+
+    Args:
+        config_name: where the configuration stands, for messages.
 
     Raises:
         ModelError: a tensor is missing, unexpected, or of another shape.
@@ -143,7 +153,7 @@ def match_program(program: Program, tensors: Mapping[str, TensorEntry]) -> dict[
     for name, spec in needed.items():
         if tensors[name].shape != spec.shape:
             raise ModelError(
-                f"tensor {name!r} has shape {list(tensors[name].shape)}, config.json implies {list(spec.shape)} "
+                f"tensor {name!r} has shape {list(tensors[name].shape)}, {config_name} implies {list(spec.shape)} "
                 f"({tensors[name].path.name})"
             )
     tied = {name for name, spec in program.weights.items() if spec.tied_to is not None}
@@ -154,8 +164,8 @@ def match_program(program: Program, tensors: Mapping[str, TensorEntry]) -> dict[
     ]
     if extra:
         raise ModelError(
-            f"the checkpoint has {len(extra)} tensors that config.json does not account for, first {extra[0]!r}: "
-            f"config.json contradicts the weights"
+            f"the checkpoint has {len(extra)} tensors that {config_name} does not account for, first {extra[0]!r}: "
+            f"{config_name} contradicts the weights"
         )
     return {name: tensors[name] for name in needed}
 
@@ -171,7 +181,7 @@ def _check_experts(needed: set[str], tensors: set[str]) -> None:
 
 
 def storage_format(tensors: Mapping[str, TensorEntry]) -> FormatSpec:
-    """The format that holds most of the bytes: what ``--dtype auto`` keeps."""
+    """The format that holds most of the values: what ``--dtype auto`` keeps, unless it is quantized."""
     totals: dict[str, int] = {}
     formats: dict[str, FormatSpec] = {}
     for entry in tensors.values():

@@ -3,6 +3,7 @@
 
 Scaling rules are those of Hugging Face transformers (``modeling_rope_utils``): ``linear`` (position interpolation), ``dynamic``
 (NTK-aware, as the plain one up to the model's own context), ``llama3`` (Llama 3.1) and ``yarn`` (Peng et al. 2023, arXiv 2309.00071).
+``factors`` is GGUF's: one divisor per frequency.
 """
 
 from __future__ import annotations
@@ -61,9 +62,13 @@ def rope_spec(theta: float, dim: int, parameters: Parameters, max_position: int)
         raise UnsupportedFeature(
             f"rope scaling {kind!r} is not supported. Known: {', '.join(_RULES)}", feature=f"rope_scaling:{kind}"
         )
-    plain = [theta ** (-(2 * i) / dim) for i in range(dim // 2)]
-    frequencies, scaling = _RULES[kind](plain, theta, parameters, max_position)
+    frequencies, scaling = _RULES[kind](plain_frequencies(theta, dim), theta, parameters, max_position)
     return RopeSpec(theta=theta, dim=dim, frequencies=tuple(frequencies), attention_scaling=scaling, kind=kind)
+
+
+def plain_frequencies(theta: float, dim: int) -> list[float]:
+    """The frequencies without scaling: radians per position, ``dim / 2`` of them."""
+    return [theta ** (-(2 * i) / dim) for i in range(dim // 2)]
 
 
 def _number(parameters: Parameters, key: str, default: float | None = None) -> float:
@@ -87,6 +92,17 @@ def _default(
 def _linear(plain: list[float], _theta: float, parameters: Parameters, _max_position: int) -> tuple[list[float], float]:
     factor = _number(parameters, "factor")
     return [f / factor for f in plain], 1.0
+
+
+def _factors(
+    plain: list[float], _theta: float, parameters: Parameters, _max_position: int
+) -> tuple[list[float], float]:
+    factors = parameters.get("factors")
+    if not isinstance(factors, list) or len(factors) != len(plain):
+        raise ModelError(f"rope scaling needs factors as a list of {len(plain)} numbers, got {factors!r}")
+    if not all(isinstance(each, float) and 0 < each < math.inf for each in factors):
+        raise ModelError(f"rope scaling needs factors above zero, got {min(factors)!r} to {max(factors)!r}")
+    return [f / factor for f, factor in zip(plain, factors, strict=True)], 1.0
 
 
 def _llama3(plain: list[float], _theta: float, parameters: Parameters, max_position: int) -> tuple[list[float], float]:
@@ -138,6 +154,7 @@ def _yarn_temperature(factor: float, parameters: Parameters) -> float:
 _RULES: dict[str, _Rule] = {
     "default": _default,
     "dynamic": _default,
+    "factors": _factors,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -24,7 +24,16 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
-ABOUT = ["model", "architecture", "num_parameters", "weight_format", "kv_format", "memory_bytes", "fits"]
+ABOUT = [
+    "model",
+    "architecture",
+    "num_parameters",
+    "weight_format",
+    "stored_format",
+    "kv_format",
+    "memory_bytes",
+    "fits",
+]
 SIZES = [
     *("weight_bytes", "workspace_bytes", "table_bytes", "sampler_bytes", "overhead_bytes", "kv_pool_bytes"),
     *("kv_metadata_bytes", "planned_bytes", "reserve_bytes", "unused_bytes", "kv_bytes_per_token", "kv_groups"),
@@ -138,7 +147,7 @@ def test_a_window_has_a_group_of_its_own(capsys: pytest.CaptureFixture[str], tmp
     ("argv", "code", "says"),
     [
         (["x", "--model", "y"], 2, "the model is named twice: 'x' and --model 'y'"),
-        (["x/y/z"], 1, "there is no folder 'x/y/z'"),
+        (["x/y/z"], 1, "there is no folder or file 'x/y/z'"),
         (["--memory", "lots"], 1, "'lots' is not a size"),
         (["--max-num-seqs", "8", "--max-num-batched-tokens", "4"], 1, "max_num_batched_tokens 4 is below"),
         (["--threads", "2"], 2, "unknown flag '--threads'"),

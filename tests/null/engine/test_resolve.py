@@ -44,12 +44,14 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
-    with pytest.raises(ModelError, match="is a file; name the folder"):
+    with pytest.raises(ModelError, match="is a file and not GGUF; name the folder"):
         resolve_folder(str(path))
 
 
 def test_what_is_neither_says_what_a_model_is() -> None:
-    with pytest.raises(ModelNotFound, match=r"no folder './nowhere'; a model is a folder, 'org/name'"):
+    with pytest.raises(
+        ModelNotFound, match=r"no folder or file './nowhere'; a model is a folder, a GGUF file, 'org/name'"
+    ):
         resolve_folder("./nowhere")
 
 

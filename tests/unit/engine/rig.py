@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from ziggurat import kernels
+from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.executor import Memory, PlanExecutor
+from ziggurat.engine.sizing import open_model
 from ziggurat.engine.weights import read_checkpoint, weight_views
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import KVView
-from ziggurat.programs.architectures import build_program
-from ziggurat.programs.checkpoint import match_program, read_folder, storage_format
-from ziggurat.programs.config import load_config
 from ziggurat.programs.formats import FP32, FormatSpec
 from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits
@@ -29,10 +28,18 @@ GREEDY = SamplingParams(temperature=0, logprobs=3)
 class Rig:
     """Loads a folder and runs sequences by name; each has its own blocks in every group."""
 
-    def __init__(self, folder: Path, *, backend: str = "torch", kv: FormatSpec = FP32, limits: Limits = LIMITS) -> None:
-        self.program = build_program(load_config(folder))
-        tensors = match_program(self.program, read_folder(folder))
-        self.plan = lower(self.program, Formats(weight=storage_format(tensors), kv=kv), limits)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        backend: str = "torch",
+        weight: FormatSpec | None = None,
+        kv: FormatSpec = FP32,
+        limits: Limits = LIMITS,
+    ) -> None:
+        source = open_model(EngineConfig(model=str(folder)))
+        self.program, tensors = source.program, source.tensors
+        self.plan = lower(self.program, Formats(weight=weight or source.formats.weight, kv=kv), limits)
         ops = kernels.select(backend)
         self.weights = Arena(self.plan.weight_bytes, "weights")
         views = weight_views(self.plan, self.weights)

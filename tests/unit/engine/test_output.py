@@ -103,6 +103,14 @@ def test_begin_and_end_tokens_follow_the_configuration(config: dict[str, Any], h
     assert tokenizer.encode("<s>the", add_special_tokens=False) == [0, *plain]
 
 
+def test_an_end_token_in_the_text_is_not_taken_for_an_added_one() -> None:
+    backend = make_tokenizer()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": False}
+    assert Tokenizer(backend, config).encode("</s>") == [0, 1]
+    assert Tokenizer(backend, {**config, "add_bos_token": False}).encode("<s></s>") == [0, 1]
+
+
 def test_damaged_tokenizers_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="has no tokenizer.json"):
         Tokenizer.load(tmp_path)

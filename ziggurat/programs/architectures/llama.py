@@ -12,8 +12,9 @@ from ziggurat.programs.config import RawConfig, decoder_config
 from ziggurat.programs.program import Mode, Program
 
 # What transformers' configuration classes assume when config.json leaves a field out.
-_MISTRAL_DEFAULTS: RawConfig = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}
+MISTRAL_DEFAULTS: RawConfig = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}
 QWEN_DEFAULTS: RawConfig = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32768}
+QWEN3_DEFAULTS: RawConfig = {"head_dim": 128, **QWEN_DEFAULTS}
 _QWEN_MAX_WINDOW_LAYERS = 28
 
 
@@ -28,7 +29,7 @@ def llama(raw: RawConfig, mode: Mode = "serve") -> Program:
 @ARCHITECTURES.register("MistralForCausalLM")
 def mistral(raw: RawConfig, mode: Mode = "serve") -> Program:
     """Mistral: Llama with a sliding window on every layer (null switches it off)."""
-    raw = {**_MISTRAL_DEFAULTS, **raw}
+    raw = {**MISTRAL_DEFAULTS, **raw}
     return decoder(decoder_config(raw, layer_windows(raw, raw["sliding_window"], lambda _: True)), Variant(), mode)
 
 
@@ -42,7 +43,7 @@ def qwen2(raw: RawConfig, mode: Mode = "serve") -> Program:
 @ARCHITECTURES.register("Qwen3ForCausalLM")
 def qwen3(raw: RawConfig, mode: Mode = "serve") -> Program:
     """Qwen3 dense: norms on each head of q and k before the rotation; explicit head_dim."""
-    raw = {"head_dim": 128, **QWEN_DEFAULTS, **raw}
+    raw = {**QWEN3_DEFAULTS, **raw}
     bias = bool(raw.get("attention_bias", False))
     variant = Variant(qkv_bias=bias, out_bias=bias, qk_norm=True)
     return decoder(decoder_config(raw, qwen_windows(raw)), variant, mode)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of an export; apart, so that a command line can be read without numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ziggurat.engine.config import option
+from ziggurat.programs.formats import BF16, FP16, FP32, Q8_0, FormatSpec
+
+EXPORT_FORMATS: Mapping[str, FormatSpec] = {"f32": FP32, "f16": FP16, "bf16": BF16, "q8_0": Q8_0}
+"""Formats that are written, by llama.cpp's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """Which file to write, and how."""
+
+    gguf: Path | None = option(None, "the GGUF file to write, for llama.cpp and its relatives", group="export")
+    type: str = option("f16", "format of matrices; vectors stay f32", choices=tuple(EXPORT_FORMATS), group="export")
+
+    @property
+    def spec(self) -> FormatSpec:
+        """The format of matrices."""
+        return EXPORT_FORMATS[self.type]

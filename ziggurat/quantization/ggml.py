@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ggml's block formats in numpy. The same numbers, bit for bit, as the ``gguf`` package and llama.cpp's reference code.
+
+Layouts are those of ``ggml-common.h``; a row is a sequence of blocks, each with its own scale:
+
+    Q8_0   32 values: scale f16, 32 x i8                                  value = scale * q
+    Q4_0   32 values: scale f16, 16 bytes (low nibbles first)             value = scale * (q - 8)
+    Q4_K  256 values: scale f16, least f16, 8 x (6-bit scale, 6-bit least), 128 bytes of nibbles
+                                                                          value = (scale * s) * q - least * m
+    Q6_K  256 values: 128 bytes low 4 bits, 64 bytes high 2 bits, 16 x i8 scales, scale f16
+                                                                          value = (scale * s) * (q - 32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziggurat.programs.formats import BF16, FP16, FP32, Q4_0, Q4_K, Q6_K, Q8_0, FormatSpec
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+# Blocks are decoded in groups that stay in the cache, so that temporaries are small whatever the tensor's size.
+_GROUP_VALUES = 1 << 16
+
+
+def decode(spec: FormatSpec, packed: Bytes, out: Floats) -> None:
+    """Decode rows.
+
+    Args:
+        spec: a quantized format.
+        packed: [rows, bytes of a row], contiguous.
+        out: [rows, values], contiguous, filled.
+    """
+    decoder = _DECODERS[spec.name]
+    block_bytes = spec.num_bytes((spec.block_values,))
+    blocks, values = packed.reshape(-1, block_bytes), out.reshape(-1, spec.block_values)
+    assert len(blocks) == len(values), f"{len(blocks)} blocks for {len(values)} blocks of values"
+    step = _GROUP_VALUES // spec.block_values
+    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite or NaN; the loader counts and says so
+        for start in range(0, len(blocks), step):
+            values[start : start + step] = decoder(blocks[start : start + step])
+
+
+def encode(spec: FormatSpec, values: Floats) -> NDArray[Any]:
+    """Rows of a format, ready to be written.
+
+    Args:
+        spec: fp32, fp16, bf16 or Q8_0.
+        values: [rows, values]; for Q8_0 the values of a row are a multiple of 32.
+
+    Returns:
+        Rows of the same number: f32, f16, or bytes.
+    """
+    if spec == FP32:
+        return values
+    if spec == FP16:
+        with np.errstate(over="ignore"):  # infinity says it; the caller looks for it
+            return values.astype(np.float16)
+    if spec == BF16:
+        return _encode_bf16(values)
+    assert spec == Q8_0, f"{spec.name} is not written"
+    return _encode_q8_0(values)
+
+
+def bf16_to_fp32(stored: NDArray[np.uint16]) -> Floats:
+    """bf16 is the upper half of an fp32."""
+    return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _encode_bf16(values: Floats) -> Bytes:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    # Round to nearest, ties to even; NaN keeps its sign and stays NaN (ggml_compute_fp32_to_bf16).
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(64)
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(is_nan, quiet, rounded).astype(np.uint16).view(np.uint8)
+
+
+def _encode_q8_0(values: Floats) -> Bytes:
+    blocks = values.reshape(-1, Q8_0.block_values)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    # The inverse of a subnormal scale is infinite, and in f16 that scale is 0 anyway.
+    is_zero = scale < np.finfo(np.float32).tiny
+    inverse = np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
+    scaled = blocks * inverse
+    # C's roundf: halves away from zero.
+    size = np.abs(scaled)
+    floor = np.floor(size)
+    rounded = np.sign(scaled) * (floor + np.floor(np.float32(2) * (size - floor)))
+    packed = np.concatenate(
+        [scale.astype(np.float16).view(np.uint8), rounded.astype(np.int8).view(np.uint8)], axis=1, dtype=np.uint8
+    )
+    return packed.reshape(len(values), -1)
+
+
+def _half(blocks: Bytes, start: int) -> Floats:
+    """The f16 at that byte of every block, as a column."""
+    return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
+
+
+def _decode_q8_0(blocks: Bytes) -> Floats:
+    return _half(blocks, 0) * np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
+
+
+def _decode_q4_0(blocks: Bytes) -> Floats:
+    nibbles = blocks[:, 2:]
+    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.int8) - np.int8(8)
+    return _half(blocks, 0) * q.astype(np.float32)
+
+
+def _decode_q4_k(blocks: Bytes) -> Floats:
+    scales = blocks[:, 4:16]
+    low, middle, high = scales[:, 0:4], scales[:, 4:8], scales[:, 8:12]
+    # Six bits each: the first four in the low bits of a byte, the last four put together from a nibble and two high bits.
+    scale = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=1)
+    least = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=1)
+    d = (_half(blocks, 0) * scale.astype(np.float32))[:, :, None]
+    m = (_half(blocks, 2) * least.astype(np.float32))[:, :, None]
+    nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)
+    result: Floats = (d * q - m).reshape(-1, 256)
+    return result
+
+
+def _decode_q6_k(blocks: Bytes) -> Floats:
+    # Per half of 128 values: 64 bytes of low bits (nibbles), 32 bytes of high bits (pairs), in four runs of 32 values.
+    low = blocks[:, :128].reshape(-1, 2, 2, 32)
+    low = np.concatenate([low & 15, low >> 4], axis=2)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    q = (low | ((high & 3) << 4)).astype(np.int8) - np.int8(32)
+    scale = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    d = (_half(blocks, 208) * scale)[:, :, None]
+    result: Floats = (d * q.reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
+    return result
+
+
+_DECODERS: dict[str, Callable[[Bytes], Floats]] = {
+    Q8_0.name: _decode_q8_0,
+    Q4_0.name: _decode_q4_0,
+    Q4_K.name: _decode_q4_k,
+    Q6_K.name: _decode_q6_k,
+}
