@@ -20,6 +20,7 @@ import ziggurat
 from ziggurat.errors import RequestError, ZigguratError
 from ziggurat.registry import nearest
 from ziggurat.server import chat, completions, info
+from ziggurat.server.auth import Guard, load_keys
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.errors import error_response, make_error
@@ -43,9 +44,13 @@ def create_app(
         routers: further routes; their `ZigguratError`s become the same bodies.
 
     ``app.state.rooms`` has what the routes share.
+
+    Raises:
+        ConfigError: the file of the API keys cannot be read, or a key is malformed.
     """
+    config = config or ServerConfig()
     state = service if isinstance(service, ServerState) else ServerState(service)
-    rooms = Rooms(state=state, metrics=ServerMetrics(state), bodies=Bodies(config or ServerConfig()))
+    rooms = Rooms(state=state, metrics=ServerMetrics(state), bodies=Bodies(config))
     # No docs pages: they would load scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms
@@ -56,6 +61,8 @@ def create_app(
     app.add_exception_handler(ZigguratError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    # The last one is the outermost: what the guard refuses gets its body and its id from the edge.
+    app.add_middleware(Guard, keys=load_keys(config))
     app.add_middleware(Edge)
     return app
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
-from ziggurat.units import MIB
+from ziggurat.units import parse_size
 
 DEFAULT_PORT = 8000
 MAX_PORT = 65535
+MIN_BODY_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,17 @@ class ServerConfig:
     shutdown_timeout: float = option(
         30.0, "seconds that running requests get to finish after SIGTERM or Ctrl-C; 0 aborts them", group="server"
     )
-    max_body_bytes: int = option(4 * MIB, "largest request body; more gets 413", group="server")
+    api_key: tuple[str, ...] = option(
+        (),
+        "key that requests to /v1, /tokenize and /detokenize must bring; may be given several times",
+        group="access",
+        is_secret=True,
+    )
+    api_key_file: Path | None = option(None, "file with one such key per line", group="access")
+    admin_api_key: tuple[str, ...] = option(
+        (), "key for routes that change state (default: the API keys)", group="access", is_secret=True
+    )
+    max_body_size: str | int = option("4MiB", "largest request body; more gets 413", group="server")
     body_timeout: float = option(30.0, "seconds a client may take to send its request body", group="server")
     log_interval: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="server")
 
@@ -41,5 +53,10 @@ class ServerConfig:
                 raise ConfigError(f"{name} must be at least 0 and at most 86400 seconds, got {value!r}")
         if not 0 < self.body_timeout <= 86_400:
             raise ConfigError(f"body_timeout must be above 0 and at most 86400 seconds, got {self.body_timeout!r}")
-        if self.max_body_bytes < 1024:
-            raise ConfigError(f"max_body_bytes must be at least 1024, got {self.max_body_bytes!r}")
+        if self.max_body_bytes < MIN_BODY_BYTES:
+            raise ConfigError(f"max_body_size must be at least {MIN_BODY_BYTES} bytes, got {self.max_body_size!r}")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """``max_body_size`` in bytes."""
+        return parse_size(self.max_body_size)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,6 +23,7 @@ class Http11(H11Protocol):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
+            (b"x-request-id", uuid.uuid4().hex.encode()),
         ]
         events = (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
         self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
