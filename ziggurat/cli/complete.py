@@ -12,6 +12,7 @@ from typing import Any
 from ziggurat.cli.flags import Parser, UsageError
 from ziggurat.cli.model_argument import add_model_flag
 from ziggurat.cli.output import add_output_flags, emit, write_piece
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.cli.talk import Piece, add_talk_flags, open_talker, sampling_of
 
 
@@ -55,9 +56,10 @@ def run(argv: Sequence[str]) -> int:
 def _model_and_prompt(namespace: argparse.Namespace) -> tuple[str | None, str]:
     words: list[str] = namespace.words
     flag: str | None = getattr(namespace, "model", None)
+    is_flag = source_of(namespace, "model") == FLAG
     if not words:
         raise UsageError("a prompt is needed: ziggurat complete [MODEL] PROMPT, or - to read it from standard input")
-    if len(words) > 2 or (len(words) == 2 and flag is not None):
+    if len(words) > 2 or (len(words) == 2 and is_flag):
         raise UsageError(f"one prompt is taken, {len(words)} words were given; put the prompt in quotes")
     model = words[0] if len(words) == 2 else flag
     return model, sys.stdin.read() if words[-1] == "-" else words[-1]

@@ -63,7 +63,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code. Nothing but ``--help`` and ``--version`` of argparse exits by itself."""
+    """Run one command line; returns the exit code. Nothing but ``--help`` and ``--show-config`` exits by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with leave_at_once():

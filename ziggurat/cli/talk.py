@@ -12,6 +12,7 @@ from ziggurat.cli.engine_flags import engine_flags
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.interrupt import defer_interrupts
 from ziggurat.cli.progress import ProgressLine
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.engine.chat_template import missing_template
 from ziggurat.engine.config import EngineConfig, option
 from ziggurat.engine.interface import EngineInterface
@@ -107,8 +108,10 @@ def open_talker(namespace: argparse.Namespace, model: str | None) -> Talker:
     if url is not None:
         from ziggurat.cli.remote import RemoteTalker
 
-        if settings:
-            raise UsageError(f"{given[next(iter(settings))]} is for a model in this process, not for --url")
+        # Settings of the environment or of a file are for those commands that load a model.
+        typed = [name for name in settings if source_of(namespace, name) == FLAG]
+        if typed:
+            raise UsageError(f"{given[typed[0]]} is for a model in this process, not for --url")
         return RemoteTalker(url, model)
     config = build(EngineConfig, argparse.Namespace(**settings), **({} if model is None else {"model": model}))
     return LocalTalker(load_engine(config))
