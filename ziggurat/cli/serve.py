@@ -13,6 +13,7 @@ from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.progress import ProgressLine
 from ziggurat.engine.config import EngineConfig
 from ziggurat.server.config import ServerConfig
+from ziggurat.server.console import Announce, announcer, log_to_stderr
 
 
 def parser() -> Parser:
@@ -33,21 +34,21 @@ def run(argv: Sequence[str]) -> int:
     namespace = parser().parse(argv)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
-    from ziggurat.server.console import log_to_stderr
     from ziggurat.server.run import run_server
 
-    log_to_stderr()
-    return run_server(server, lambda: _load(config))
+    log_to_stderr(server.log_format, server.log_level)
+    return run_server(server, lambda: _load(config, announcer(server.log_format)))
 
 
-def _load(config: EngineConfig) -> Any:
-    """Load the engine and print what computes and who owns which bytes; runs while /health already answers."""
+def _load(config: EngineConfig, announce: Announce) -> Any:
+    """Load the engine and tell what computes and who owns which bytes; runs while /health already answers."""
     from ziggurat import kernels
     from ziggurat.engine.engine import Engine
 
     engine = Engine.load(config, progress=ProgressLine())
-    print(kernels_line(kernels.describe(config.kernels)))
-    print(memory_table(engine.memory()), flush=True)
+    facts, memory = kernels.describe(config.kernels), engine.memory()
+    announce("kernels", kernels_line(facts), facts)
+    announce("memory", memory_table(memory), {"ledger": memory["ledger"]})
     return engine
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
+from ziggurat.server.console import FORMATS, LEVELS
 from ziggurat.units import parse_size
 
 DEFAULT_PORT = 8000
@@ -25,6 +26,7 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in", group="server")
     port: int = option(DEFAULT_PORT, "port to listen on; 0 picks a free one and prints it", group="server")
+    uds: Path | None = option(None, "listen on this Unix socket instead of host and port", group="server")
     shutdown_timeout: float = option(
         30.0, "seconds that running requests get to finish after SIGTERM or Ctrl-C; 0 aborts them", group="server"
     )
@@ -40,13 +42,19 @@ class ServerConfig:
     )
     max_body_size: str | int = option("4MiB", "largest request body; more gets 413", group="server")
     body_timeout: float = option(30.0, "seconds a client may take to send its request body", group="server")
-    log_interval: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="server")
+    log_interval: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="log")
+    log_format: str = option("text", "text for people, json for one object per line", choices=FORMATS, group="log")
+    log_level: str = option("info", "least severe lines that are written", choices=LEVELS, group="log")
+    log_requests: bool = option(False, "a line per HTTP request, without what it says", group="log")
 
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 <= self.port <= MAX_PORT:
             raise ConfigError(f"port must be between 0 and {MAX_PORT}, got {self.port!r}")
         if not self.host:
             raise ConfigError("host must not be empty; 127.0.0.1 serves this machine only, 0.0.0.0 every machine")
+        for name, choices in (("log_format", FORMATS), ("log_level", LEVELS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("shutdown_timeout", "log_interval"):
             value = getattr(self, name)
             if not 0 <= value <= 86_400:

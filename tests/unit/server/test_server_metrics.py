@@ -17,7 +17,7 @@ from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.app import create_app
 from ziggurat.server.memory_view import kv_bytes, memory_view
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
-from ziggurat.server.reporter import Totals, console_line
+from ziggurat.server.reporter import Totals, interval
 from ziggurat.server.service import ServiceStats
 from ziggurat.server.state import ServerState
 
@@ -187,6 +187,7 @@ def test_console_line(num_running: int, generated: int, expected: str | None) ->
     after = Totals(
         at_s=12, num_prompt_tokens=0, num_generation_tokens=generated, num_prefix_queries=40, num_prefix_hits=10
     )
-    line = console_line(before, after, ServiceStats(num_running=num_running, num_waiting=0, kv_usage_ratio=0.5))
+    told = interval(before, after, ServiceStats(num_running=num_running, num_waiting=0, kv_usage_ratio=0.5))
+    line = None if told is None else told.line()
     assert line is None if expected is None else expected in (line or "")
     assert line is None or ("KV usage 50.0%" in line and "prefix hits 25.0%" in line)
