@@ -26,11 +26,14 @@ VERBS = {
     "serve": "serve a model over HTTP: OpenAI's API, a page, the memory map",
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
+    "embed": "turn texts into vectors",
+    "ps": "show what a running server serves, to whom, and who holds which memory",
     "plan": "say whether a model fits a budget, and what fits",
     "train": "train a model by a recipe, resumable",
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",
+    "env": "describe this machine and this installation, for a report",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,11 @@ def source_of(namespace: argparse.Namespace, field: str) -> str:
     """``flag``, ``argument``, ``environment ..``, ``file ..`` or ``default``."""
     sources: Mapping[str, str] = getattr(namespace, "sources", {})
     return sources.get(field, DEFAULT)
+
+
+def variables_set() -> list[str]:
+    """The names of our variables that are set; their values may be secrets."""
+    return sorted(name for name in os.environ if name.startswith(PREFIX))
 
 
 def refuse_unknown_variables(flags: Mapping[str, Flag], environment: Mapping[str, str]) -> None:
