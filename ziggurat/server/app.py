@@ -52,7 +52,8 @@ def create_app(
     """
     config = config or ServerConfig()
     state = service if isinstance(service, ServerState) else ServerState(service)
-    rooms = Rooms(state=state, metrics=ServerMetrics(state), bodies=Bodies(config))
+    metrics = ServerMetrics(state, is_doubled=config.metrics_compat == "vllm")
+    rooms = Rooms(state=state, metrics=metrics, bodies=Bodies(config))
     # No docs pages: they would load scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms

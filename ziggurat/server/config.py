@@ -14,6 +14,7 @@ from ziggurat.units import parse_size
 DEFAULT_PORT = 8000
 MAX_PORT = 65535
 MIN_BODY_BYTES = 1024
+METRICS_COMPAT = ("none", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +48,14 @@ class ServerConfig:
     log_level: str = option("info", "least severe lines that are written", choices=LEVELS, group="log")
     log_requests: bool = option(False, "a line per HTTP request, without what it says", group="log")
 
+    metrics_compat: str = option("none", "vllm: give /metrics under vllm: too", choices=METRICS_COMPAT, group="log")
+
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 <= self.port <= MAX_PORT:
             raise ConfigError(f"port must be between 0 and {MAX_PORT}, got {self.port!r}")
         if not self.host:
             raise ConfigError("host must not be empty; 127.0.0.1 serves this machine only, 0.0.0.0 every machine")
-        for name, choices in (("log_format", FORMATS), ("log_level", LEVELS)):
+        for name, choices in (("log_format", FORMATS), ("log_level", LEVELS), ("metrics_compat", METRICS_COMPAT)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("shutdown_timeout", "log_interval"):
