@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.progress import ProgressLine
 from ziggurat.engine.config import EngineConfig
+from ziggurat.errors import UnsupportedFeature
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.console import Announce, announcer, log_to_stderr
 
@@ -20,6 +22,8 @@ def parser() -> Parser:
     """Its flags."""
     parser = Parser("ziggurat serve", "Serve a model over HTTP: OpenAI's API, a page at /, the memory map at /memory.")
     add_model(parser)
+    # Taken so that they can be refused by name.
+    parser.add_argument("more_models", nargs="*", help=argparse.SUPPRESS)
     add_flags(parser, engine_flags())
     add_flags(parser, flags_of(ServerConfig))
     return parser
@@ -29,15 +33,31 @@ def run(argv: Sequence[str]) -> int:
     """Serve until a signal; 0 after a drain, 128 + the signal's number if it was cut short.
 
     Raises:
-        UserError: a setting, the address, the model, or a budget that it does not fit.
+        UserError: a setting, the address, the model (or more than one), or a budget that it does not fit.
     """
     namespace = parser().parse(argv)
+    refuse_several(namespace)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
     from ziggurat.server.run import run_server
 
     log_to_stderr(server.log_format, server.log_level)
     return run_server(server, lambda: _load(config, announcer(server.log_format)))
+
+
+def refuse_several(namespace: argparse.Namespace) -> None:
+    """One server, one model, for now.
+
+    Raises:
+        UnsupportedFeature: more were named.
+    """
+    if namespace.more_models:
+        names = ", ".join([namespace.positional_model, *namespace.more_models])
+        raise UnsupportedFeature(
+            f"several models in one server are not built yet, and {names} were named; start a server for each, "
+            f"with its own --port and --memory",
+            feature="several_models",
+        )
 
 
 def _load(config: EngineConfig, announce: Announce) -> Any:
