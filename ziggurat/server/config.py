@@ -42,7 +42,9 @@ class ServerConfig:
         (), "key for routes that change state (default: the API keys)", group="access", is_secret=True
     )
     max_body_size: str | int = option("4MiB", "largest request body; more gets 413", group="server")
-    body_timeout: float = option(30.0, "seconds a client may take to send its request body", group="server")
+    body_timeout: float = option(
+        30.0, "seconds a client may take to send the head of a request, and then its body", group="server"
+    )
     log_interval: float = option(5.0, "seconds between console lines while requests run; 0 is silent", group="log")
     log_format: str = option("text", "text for people, json for one object per line", choices=FORMATS, group="log")
     log_level: str = option("info", "least severe lines that are written", choices=LEVELS, group="log")

@@ -31,7 +31,7 @@ from ziggurat.errors import EngineError
 from ziggurat.server.app import create_app
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.console import Announce, announcer
-from ziggurat.server.http11 import Http11
+from ziggurat.server.http11 import http11
 from ziggurat.server.listen import address_url, bind_socket, close_socket, unlink_socket
 from ziggurat.server.reporter import report
 from ziggurat.server.service import Service
@@ -135,7 +135,7 @@ class _Run:
             log_config=None,
             access_log=False,
             lifespan="off",
-            http=Http11,
+            http=http11(self._config.body_timeout),
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=max(1, round(FLUSH_TIMEOUT_S)),

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 
@@ -92,3 +96,56 @@ def test_even_nonsense_gets_an_id(server: ServerProcess) -> None:
     answer = exchange(server, b"\x16\x03\x01 not http\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"\r\nx-request-id: " in answer
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[ServerProcess]:
+    with fake_server(config={"body_timeout": 0.5, "shutdown_timeout": 0}, step_s=0.05) as process:
+        yield process
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["at once", "after a request"])
+def test_a_head_drop_by_drop_is_given_up(hasty: ServerProcess, first: bytes) -> None:
+    """Each byte comes in good time, all of them do not."""
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=20) as connection:
+        if first:
+            connection.sendall(first)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        began_s, answer = time.monotonic(), b""
+        connection.settimeout(0.1)
+        while not answer and time.monotonic() - began_s < 15:
+            connection.sendall(b"X")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b"did not arrive within 0.5 s" in answer
+    assert 0.4 < time.monotonic() - began_s < 10
+
+
+def test_a_connection_that_says_nothing_is_closed(hasty: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=10) as connection:
+        assert connection.recv(1024) == b""
+
+
+def test_a_long_answer_is_not_cut_by_the_clock_of_heads(hasty: ServerProcess) -> None:
+    body = b'{"prompt": "x", "max_tokens": 24}'
+    assert exchange(
+        hasty, head("/v1/completions", f"Content-Length: {len(body)}", "Connection: close"), body
+    ).startswith(b"HTTP/1.1 200 ")
+
+
+def test_no_shutdown_timeout_aborts_at_once(hasty: ServerProcess) -> None:
+    """Last of its server: running requests get no time at all."""
+    answers: list[httpx.Response] = []
+    body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True}
+    thread = threading.Thread(
+        target=lambda: answers.append(httpx.post(hasty.url + "/v1/completions", json=body, timeout=60))
+    )
+    thread.start()
+    hasty.wait_for(lambda memory: memory["requests"]["num_open"] == 1)
+    began_s = time.monotonic()
+    hasty.signal()
+    assert hasty.wait() == 0
+    thread.join()
+    assert time.monotonic() - began_s < 5
+    assert answers[0].json()["error"]["code"] == "draining"
