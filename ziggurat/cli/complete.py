@@ -27,9 +27,17 @@ class PromptOptions:
     file: Path | None = option(None, "read the prompt from this file", group="prompt")
 
 
+class _Parser(Parser):
+    def typed_model(self, namespace: argparse.Namespace) -> str | None:
+        """The word before the prompt, or the only one if the prompt is in a file."""
+        words = namespace.words
+        has_model = len(words) == 2 or (len(words) == 1 and hasattr(namespace, "file"))
+        return str(words[0]) if has_model else None
+
+
 def parser() -> Parser:
     """Its flags."""
-    parser = Parser("ziggurat complete", "Continue a text; the text goes to standard output as it is generated.")
+    parser = _Parser("ziggurat complete", "Continue a text; the text goes to standard output as it is generated.")
     parser.add_argument(
         "words",
         metavar="[MODEL] PROMPT",

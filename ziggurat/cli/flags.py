@@ -97,11 +97,17 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {rest[0]!r}")
         if "--config" in self.flag_names():
             verb = self.prog.split()[1:]
+            namespace.positional_model = self.typed_model(namespace)
             sources.fill(verb, self.flags, namespace, os.environ)
             if namespace.show_config:
                 print(sources.show(verb, self.flags, namespace))
                 raise SystemExit(0)
         return namespace
+
+    def typed_model(self, namespace: argparse.Namespace) -> str | None:
+        """The model among the words of the command line; a verb that has it elsewhere says where."""
+        model: str | None = getattr(namespace, "positional_model", None)
+        return model
 
     def flag_names(self) -> list[str]:
         """Every long flag, in order of definition."""

@@ -83,6 +83,11 @@ def refuse_unknown_variables(flags: Mapping[str, Flag], environment: Mapping[str
     Raises:
         ConfigError: there is one.
     """
+    if f"{PREFIX}SERVICE_HOST" in environment:
+        raise ConfigError(
+            f"Kubernetes sets variables such as {PREFIX}PORT for a service of that name, and they are no settings: "
+            f"give the service another name, or set enableServiceLinks to false"
+        )
     known = {variable(field) for field in flags} | {CONFIG_VARIABLE}
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
     if not unknown:

@@ -157,6 +157,7 @@ def test_no_such_file(file: Path) -> None:
     ("name", "text", "says"),
     [
         ("ZIGGURAT_PROT", "1", "ZIGGURAT_PROT is no setting, did you mean 'ZIGGURAT_PORT'?"),
+        ("ZIGGURAT_SERVICE_HOST", "10.0.0.1", "Kubernetes sets .* enableServiceLinks"),
         ("ZIGGURAT_PORT", "", "ZIGGURAT_PORT must be a value of the kind int, got ''"),
         ("ZIGGURAT_ENABLE_PREFIX_CACHING", "maybe", "must be true or false, got 'maybe'"),
         ("ZIGGURAT_DTYPE", "x", "'x' is none of auto, float32"),
@@ -201,6 +202,9 @@ def test_the_model_is_a_setting_like_others(
         (["plan", "--show-config"], 'model = "from/environment"  # environment ZIGGURAT_MODEL'),
         (["plan", "a/folder", "--show-config"], 'model = "a/folder"  # argument'),
         (["plan", "--model", "a/flag", "--show-config"], 'model = "a/flag"  # flag'),
+        (["complete", "a/word", "a prompt", "--show-config"], 'model = "a/word"  # argument'),
+        (["complete", "a/word", "--file", "x", "--show-config"], 'model = "a/word"  # argument'),
+        (["complete", "a prompt", "--show-config"], 'model = "from/environment"  # environment ZIGGURAT_MODEL'),
     ):
         with pytest.raises(SystemExit):
             main(argv)
