@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ziggurat.cli import bench
 from ziggurat.cli.main import VERBS, load
+from ziggurat.cli.sources import parsers_of_all_verbs
 
 ROOT = Path(__file__).parents[2]
 STATES = ("yes", "partly", "later")
@@ -33,8 +33,7 @@ MIGRATING = rows("migrating.md", 3)
 
 def flags() -> set[str]:
     """Every flag of every verb."""
-    parsers = [load(verb).parser() for verb in VERBS] + [bench.load(kind).parser() for kind in bench.KINDS]
-    return {name for parser in parsers for name in parser.flag_names()}
+    return {name for parser in parsers_of_all_verbs() for name in parser.flag_names()}
 
 
 def routes() -> set[str]:

@@ -12,6 +12,7 @@ import functools
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ziggurat.errors import ConfigError
 from ziggurat.registry import nearest
 
 if TYPE_CHECKING:
-    from ziggurat.cli.flags import Flag
+    from ziggurat.cli.flags import Flag, Parser
 
 PREFIX = "ZIGGURAT_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -103,10 +104,26 @@ def refuse_unknown_variables(flags: Mapping[str, Flag], environment: Mapping[str
 @functools.cache
 def fields_of_all_verbs() -> tuple[str, ...]:
     """The fields of every verb's flags. Reads every verb, so it is for errors and rare cases."""
-    from ziggurat.cli import bench, main
+    return tuple(dict.fromkeys(field for parser in parsers_of_all_verbs() for field in parser.flags))
 
-    parsers = [main.load(verb).parser() for verb in main.VERBS] + [bench.load(kind).parser() for kind in bench.KINDS]
-    return tuple(dict.fromkeys(field for parser in parsers for field in parser.flags))
+
+def parsers_of_all_verbs() -> Iterator[Parser]:
+    """The parser of every verb, and of every kind of the verbs that have kinds."""
+    from ziggurat.cli import main
+
+    for verb in main.VERBS:
+        yield main.load(verb).parser()
+        for kind in kinds_of(verb):
+            yield import_module(f"ziggurat.cli.{verb}.{kind}").parser()
+
+
+def kinds_of(verb: str) -> list[str]:
+    """The second words of a verb: ``bench serve`` and the like."""
+    from ziggurat.cli import main
+
+    kinds = getattr(main.load(verb), "KINDS", {})
+    # A mapping from name to summary, or something that has one.
+    return list(getattr(kinds, "summaries", kinds))
 
 
 def read_file(path: Path, verb: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, tuple[Any, str]]:
@@ -152,11 +169,14 @@ def _tables(path: Path, data: Mapping[str, Any], verb: Sequence[str]) -> Iterato
 
 
 def _check_tables(path: Path, names: Sequence[str], data: Mapping[str, Any]) -> None:
-    from ziggurat.cli import bench, main
+    from ziggurat.cli import main
 
-    known = {(): list(main.VERBS), ("bench",): list(bench.KINDS)}.get(tuple(names), [])
-    for key, value in data.items():
-        if isinstance(value, dict) and key not in known:
+    tables = [key for key, value in data.items() if isinstance(value, dict)]
+    if not tables:
+        return
+    known = list(main.VERBS) if not names else kinds_of(names[0]) if len(names) == 1 else []
+    for key in tables:
+        if key not in known:
             full = ".".join([*names, key])
             raise ConfigError(f"{path}: the table [{full}] is for no verb{nearest(key, known)}")
 
