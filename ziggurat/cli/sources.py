@@ -194,6 +194,9 @@ def from_text(flag: Flag, text: str) -> Any:
         ConfigError: it does not fit the flag.
     """
     name = variable(flag.field)
+    if flag.is_secret and not text.strip():
+        # A secret that was not delivered must not leave the door open.
+        raise ConfigError(f"{name} is set and empty; give it a value, or unset it")
     if flag.is_list:
         return [_convert(flag, line, name) for line in text.splitlines() if line]
     if flag.kind is bool:

@@ -160,6 +160,7 @@ def test_no_such_file(file: Path) -> None:
         ("ZIGGURAT_SERVICE_HOST", "10.0.0.1", "Kubernetes sets .* enableServiceLinks"),
         ("ZIGGURAT_PORT", "", "ZIGGURAT_PORT must be a value of the kind int, got ''"),
         ("ZIGGURAT_ENABLE_PREFIX_CACHING", "maybe", "must be true or false, got 'maybe'"),
+        ("ZIGGURAT_API_KEY", " \n", "ZIGGURAT_API_KEY is set and empty"),
         ("ZIGGURAT_DTYPE", "x", "'x' is none of auto, float32"),
     ],
 )
