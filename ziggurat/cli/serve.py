@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ziggurat.cli.engine_flags import engine_flags
-from ziggurat.cli.flags import Parser, add_flags, build, flags_of
+from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.progress import ProgressLine
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.engine.config import EngineConfig
 from ziggurat.errors import UnsupportedFeature
 from ziggurat.server.config import ServerConfig
@@ -33,10 +34,12 @@ def run(argv: Sequence[str]) -> int:
     """Serve until a signal; 0 after a drain, 128 + the signal's number if it was cut short.
 
     Raises:
+        UsageError: two addresses.
         UserError: a setting, the address, the model (or more than one), or a budget that it does not fit.
     """
     namespace = parser().parse(argv)
     refuse_several(namespace)
+    refuse_two_addresses(namespace)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
     from ziggurat.server.run import run_server
@@ -58,6 +61,17 @@ def refuse_several(namespace: argparse.Namespace) -> None:
             f"with its own --port and --memory",
             feature="several_models",
         )
+
+
+def refuse_two_addresses(namespace: argparse.Namespace) -> None:
+    """A Unix socket stands instead of host and port.
+
+    Raises:
+        UsageError: both were typed.
+    """
+    typed = [name for name in ("host", "port") if source_of(namespace, name) == FLAG]
+    if typed and source_of(namespace, "uds") == FLAG:
+        raise UsageError(f"--uds and --{typed[0]} name two addresses; give one of them")
 
 
 def _load(config: EngineConfig, announce: Announce) -> Any:

@@ -49,8 +49,7 @@ class ServerConfig:
     log_format: str = option("text", "text for people, json for one object per line", choices=FORMATS, group="log")
     log_level: str = option("info", "least severe lines that are written", choices=LEVELS, group="log")
     log_requests: bool = option(False, "a line per HTTP request, without what it says", group="log")
-
-    metrics_compat: str = option("none", "vllm: give /metrics under vllm: too", choices=METRICS_COMPAT, group="log")
+    metrics_compat: str = option("none", "vllm: give /metrics under vllm: too", choices=METRICS_COMPAT, group="server")
 
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 <= self.port <= MAX_PORT:

@@ -182,3 +182,8 @@ def test_several_models_are_refused_by_name(capsys: pytest.CaptureFixture[str]) 
     assert entry.main(["serve", "one/model", "--port", "0", "other/model", "third"]) == 1
     err = capsys.readouterr().err
     assert "several models in one server are not built yet, and one/model, other/model, third were named" in err
+
+
+def test_one_server_has_one_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["serve", "--uds", "/tmp/z", "--port", "0"]) == 2
+    assert "--uds and --port name two addresses" in capsys.readouterr().err
