@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -35,10 +34,10 @@ class ServerProcess:
         )
         self.lines: list[str] = []
         try:
-            address = re.search(r"http://\S+", self.read_until("listens on"))
+            address = re.search(r"(http://|unix:)[^\s\"]+", self.read_until("listens on"))
             assert address is not None
             self.url = address.group()
-            self.port = int(self.url.rsplit(":", 1)[1])
+            self.port = int(self.url.rsplit(":", 1)[1]) if self.url.startswith("http") else 0
             if wait_ready:
                 self.read_until("ready in")
         except BaseException:
@@ -111,10 +110,12 @@ def main(settings: dict[str, Any]) -> int:
     """The process: exactly what a command line does around ``run_server``."""
     from ziggurat.errors import ZigguratError
     from ziggurat.server.config import ServerConfig
+    from ziggurat.server.console import log_to_stderr
     from ziggurat.server.run import run_server
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = ServerConfig(**settings.pop("config"))
+    given = settings.pop("config")
+    config = ServerConfig(**given | {name: Path(given[name]) for name in ("uds", "api_key_file") if name in given})
+    log_to_stderr(config.log_format, config.log_level)
     try:
         if "engine" in settings:
             return run_server(config, lambda: load_engine(settings["engine"]))

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.interrupt import raise_interrupts
+from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, given_model
 from ziggurat.cli.output import write_piece
 from ziggurat.cli.talk import Message, Talker, add_talk_flags, open_talker, sampling_of
@@ -18,8 +19,11 @@ from ziggurat.engine.config import option
 from ziggurat.errors import RequestError
 
 _HELP = """/system TEXT  set the system prompt and start again
-/reset        forget the conversation
+/history      show the conversation
+/regenerate   answer the last turn anew
 /undo         forget the last turn
+/reset        forget the conversation
+/memory       show who owns which bytes
 /help         this list
 /exit         leave (so does the end of input); Ctrl-C ends an answer"""
 
@@ -86,8 +90,11 @@ class Conversation:
         self.messages: list[Message] = list(self._start)
         self._commands: dict[str, Callable[[str], None]] = {
             "/system": self._set_system,
-            "/reset": lambda _: self._reset(),
+            "/history": lambda _: self._show_history(),
+            "/regenerate": lambda _: self._regenerate(),
             "/undo": lambda _: self._undo(),
+            "/reset": lambda _: self._reset(),
+            "/memory": lambda _: self._say(memory_table(self._talker.memory())),
             "/help": lambda _: self._say(_HELP),
         }
 
@@ -121,6 +128,20 @@ class Conversation:
         self._out.write("\n")
         self._out.flush()
         self.messages.append({"role": "assistant", "content": "".join(answer)})
+
+    def _regenerate(self) -> None:
+        """The last turn again, as if it had not been answered; with a fixed seed the answer is the same."""
+        turns = [message for message in self.messages[len(self._start) :] if message["role"] == "user"]
+        if not turns:
+            self._say("there is no turn to answer anew")
+            return
+        self._undo()
+        self._turn(turns[-1]["content"])
+
+    def _show_history(self) -> None:
+        for message in self.messages:
+            self._say(f"{message['role']}: {message['content']}")
+        self._say(f"{len(self.messages)} messages")
 
     def _set_system(self, text: str) -> None:
         self._start = [{"role": "system", "content": text}]

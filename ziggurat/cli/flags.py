@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from ziggurat.cli import sources
 from ziggurat.registry import nearest
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class Flag:
     takes_many: bool
     choices: tuple[str, ...] | None
     default: Any
+    is_secret: bool = False
 
     @property
     def name(self) -> str:
@@ -61,20 +64,28 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that spells flags out, takes ``_`` for ``-``, names the nearest flag, and raises instead of exiting."""
+    """An ArgumentParser that spells flags out, takes ``_`` for ``-``, names the nearest flag, and raises instead of exiting.
+
+    Attributes:
+        flags: field -> flag, of those that environment and file may set too (see `ziggurat.cli.sources`).
+    """
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Help)
+        self.flags: dict[str, Flag] = {}
 
     def error(self, message: str) -> NoReturn:
         end = "" if message.endswith("?") else "."
         raise UsageError(f"{message}{end} See `{self.prog} --help`")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse; flags and positional arguments may be mixed.
+        """Parse; flags and positional arguments may be mixed. What is left out comes from the environment or a file.
+
+        ``--show-config`` prints the outcome and ends the program, as ``--help`` does.
 
         Raises:
             UsageError: an unknown flag, a missing or malformed value, too many arguments.
+            ConfigError: environment or file are wrong.
         """
         namespace, rest = self.parse_known_intermixed_args(_shield(argv))
         for name, value in vars(namespace).items():
@@ -84,7 +95,19 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown flag {_name(unknown[0])!r}{nearest(_name(unknown[0]), self.flag_names())}")
         if rest:
             self.error(f"unexpected argument {rest[0]!r}")
+        if "--config" in self.flag_names():
+            verb = self.prog.split()[1:]
+            namespace.positional_model = self.typed_model(namespace)
+            sources.fill(verb, self.flags, namespace, os.environ)
+            if namespace.show_config:
+                print(sources.show(verb, self.flags, namespace))
+                raise SystemExit(0)
         return namespace
+
+    def typed_model(self, namespace: argparse.Namespace) -> str | None:
+        """The model among the words of the command line; a verb that has it elsewhere says where."""
+        model: str | None = getattr(namespace, "positional_model", None)
+        return model
 
     def flag_names(self) -> list[str]:
         """Every long flag, in order of definition."""
@@ -135,6 +158,7 @@ def flags_of(cls: type, *, only: Mapping[str, str] | None = None) -> list[Flag]:
                 takes_many=is_list and bool(field.metadata.get("many")),
                 choices=field.metadata.get("choices"),
                 default=None if field.default is dataclasses.MISSING else field.default,
+                is_secret=bool(field.metadata.get("is_secret")),
             )
         )
     return flags
@@ -155,12 +179,24 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def add_flags(parser: Parser, flags: Iterable[Flag]) -> None:
-    """Add flags to a parser, under one heading per group."""
+    """Add flags to a parser, under one heading per group, and ``--config`` and ``--show-config`` beside the first ones."""
+    if "--config" not in parser.flag_names():
+        add_configuration(parser)
     groups = {group.title: group for group in parser._action_groups}
     for flag in flags:
+        parser.flags[flag.field] = flag
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
         groups[flag.group].add_argument(flag.name, **_settings(flag))
+
+
+def add_configuration(parser: Parser) -> None:
+    """Add the flags that say where settings come from."""
+    group = parser.add_argument_group("configuration")
+    text = f"TOML file with settings (or {sources.CONFIG_VARIABLE}); flag > environment {sources.PREFIX}.. > file > default"
+    group.add_argument("--config", metavar="PATH", dest="config_file", type=Path, help=text)
+    text = "print each setting and where it comes from, as TOML, and stop"
+    group.add_argument("--show-config", action="store_true", help=text)
 
 
 def _settings(flag: Flag) -> dict[str, Any]:

@@ -26,6 +26,8 @@ VERBS = {
     "serve": "serve a model over HTTP: OpenAI's API, a page, the memory map",
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
+    "embed": "turn texts into vectors",
+    "ps": "show what a running server serves, to whom, and who holds which memory",
     "plan": "say whether a model fits a budget, and what fits",
     "show": "explain a model: architecture, bytes, tokenizer; why it is refused if it is",
     "export": "write a model as GGUF, for llama.cpp and its relatives",
@@ -34,6 +36,7 @@ VERBS = {
     "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",
+    "env": "describe this machine and this installation, for a report",
 }
 
 
@@ -66,7 +69,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code. Nothing but ``--help`` and ``--version`` of argparse exits by itself."""
+    """Run one command line; returns the exit code. Nothing but ``--help`` and ``--show-config`` exits by itself."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with leave_at_once():

@@ -5,10 +5,22 @@ from __future__ import annotations
 
 import argparse
 
-from ziggurat.cli.flags import Parser, UsageError
+from ziggurat.cli.flags import Flag, Parser, UsageError
 from ziggurat.engine.config import EMBEDDED_MODEL
 
 _HELP = f"model folder, org/name in the Hugging Face cache, GGUF file, or '{EMBEDDED_MODEL}'"
+
+# So that environment and file may name the model too.
+MODEL = Flag(
+    field="model",
+    help=_HELP,
+    group="options",
+    kind=str,
+    is_list=False,
+    takes_many=False,
+    choices=None,
+    default=EMBEDDED_MODEL,
+)
 
 
 def add_model(parser: Parser) -> None:
@@ -20,6 +32,7 @@ def add_model(parser: Parser) -> None:
 def add_model_flag(parser: Parser) -> None:
     """Add ``--model`` alone, for verbs with other positional arguments."""
     parser.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help=f"the same as MODEL: {_HELP}")
+    parser.flags["model"] = MODEL
 
 
 def model_of(namespace: argparse.Namespace) -> str:

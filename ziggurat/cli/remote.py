@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from ziggurat.cli.connection import Connection
 from ziggurat.cli.talk import DEFAULT_MAX_TOKENS, Message, Piece
 from ziggurat.errors import ConfigError, EngineError, RequestError, StateError
 
-CONNECT_TIMEOUT_S = 30.0
 # A long prompt on a slow machine says nothing for minutes before its first token.
 ANSWER_TIMEOUT_S = 900.0
 
@@ -23,7 +20,7 @@ class RemoteTalker:
     """The server at an address.
 
     Args:
-        url: with or without a trailing ``/v1``.
+        url, api_key: see `Connection`.
         model: the name to ask for; the first served one if None.
 
     Raises:
@@ -31,18 +28,11 @@ class RemoteTalker:
         RequestError: the server has no model of that name.
     """
 
-    def __init__(self, url: str, model: str | None = None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--url {url!r} must begin with http:// or https://, for example http://127.0.0.1:8000")
-        self._base = url.rstrip("/").removesuffix("/v1")
-        # A proxy of the environment cannot reach this machine's own addresses.
-        host = urllib.parse.urlsplit(url).hostname or ""
-        is_local = host in ("localhost", "::1") or host.startswith("127.")
-        proxies = urllib.request.ProxyHandler({} if is_local else None)
-        self._opener = urllib.request.build_opener(proxies)
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None) -> None:
+        self._connection = Connection(url, api_key)
         names = [str(card["id"]) for card in self._models()]
         if model is not None and model not in names:
-            raise RequestError(f"{self._base} serves {', '.join(names)}, not {model!r}", param="model")
+            raise RequestError(f"{self._connection.name} serves {', '.join(names)}, not {model!r}", param="model")
         self.model = model or names[0]
 
     def complete(self, prompt: str, sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
@@ -55,6 +45,11 @@ class RemoteTalker:
         body = {"messages": list(messages), **self._body(sampling)}
         return self._pieces("/v1/chat/completions", body, lambda choice: choice.get("delta", {}).get("content"))
 
+    def memory(self) -> Mapping[str, Any]:
+        """See `Talker.memory`."""
+        report: Mapping[str, Any] = self._connection.get("/memory")
+        return report
+
     def close(self) -> None:
         """Nothing is held between requests."""
 
@@ -63,38 +58,20 @@ class RemoteTalker:
         return {"model": self.model, "max_tokens": DEFAULT_MAX_TOKENS, **stream, **sampling}
 
     def _models(self) -> list[dict[str, Any]]:
-        with self._open("/v1/models", None, CONNECT_TIMEOUT_S) as response:
-            try:
-                cards: list[dict[str, Any]] = json.load(response)["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{self._base} answers, but not like an OpenAI-compatible server") from error
-        if not cards:
-            raise ConfigError(f"{self._base} serves no model")
-        return cards
-
-    def _open(self, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> http.client.HTTPResponse:
-        headers = {"Accept": "application/json"}
-        data = None
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            data = json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data=data, headers=headers)
         try:
-            response: http.client.HTTPResponse = self._opener.open(request, timeout=timeout_s)
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise ConfigError(
-                f"no server answers at {self._base}: {reason}; start one with `ziggurat serve`"
-            ) from error
-        return response
+            cards: list[dict[str, Any]] = self._connection.get("/v1/models")["data"]
+        except (KeyError, TypeError) as error:
+            name = self._connection.name
+            raise ConfigError(f"{name} answers, but not like an OpenAI-compatible server") from error
+        if not cards:
+            raise ConfigError(f"{self._connection.name} serves no model")
+        return cards
 
     def _pieces(
         self, path: str, body: Mapping[str, Any], text_of: Callable[[Any], str | None]
     ) -> Generator[Piece, None, None]:
         reason = "stop"
-        with self._open(path, body, ANSWER_TIMEOUT_S) as response:
+        with self._connection.open(path, body, ANSWER_TIMEOUT_S) as response:
             for event in _events(response):
                 if "error" in event:
                     raise EngineError(str(event["error"].get("message", event["error"])))
@@ -131,15 +108,3 @@ def _last(reason: str, usage: Mapping[str, Any]) -> Piece:
         num_cached_tokens=details.get("cached_tokens"),
         num_output_tokens=usage.get("completion_tokens"),
     )
-
-
-def _refusal(error: urllib.error.HTTPError) -> Exception:
-    """The server's own sentence."""
-    try:
-        body = json.loads(error.read())["error"]
-        message, param = str(body["message"]), body.get("param")
-    except (ValueError, KeyError, TypeError):
-        message, param = f"HTTP {error.code} {error.reason}", None
-    if error.code == 503:
-        return StateError(message)
-    return RequestError(message, param=param)

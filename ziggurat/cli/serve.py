@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ziggurat.cli.engine_flags import engine_flags
-from ziggurat.cli.flags import Parser, add_flags, build, flags_of
+from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.progress import ProgressLine
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.engine.config import EngineConfig
+from ziggurat.errors import UnsupportedFeature
 from ziggurat.server.config import ServerConfig
+from ziggurat.server.console import Announce, announcer, log_to_stderr
 
 
 def parser() -> Parser:
     """Its flags."""
     parser = Parser("ziggurat serve", "Serve a model over HTTP: OpenAI's API, a page at /, the memory map at /memory.")
     add_model(parser)
+    # Taken so that they can be refused by name.
+    parser.add_argument("more_models", nargs="*", help=argparse.SUPPRESS)
     add_flags(parser, engine_flags())
     add_flags(parser, flags_of(ServerConfig))
     return parser
@@ -28,26 +34,55 @@ def run(argv: Sequence[str]) -> int:
     """Serve until a signal; 0 after a drain, 128 + the signal's number if it was cut short.
 
     Raises:
-        UserError: a setting, the address, the model, or a budget that it does not fit.
+        UsageError: two addresses.
+        UserError: a setting, the address, the model (or more than one), or a budget that it does not fit.
     """
     namespace = parser().parse(argv)
+    refuse_several(namespace)
+    refuse_two_addresses(namespace)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
-    from ziggurat.server.console import log_to_stderr
     from ziggurat.server.run import run_server
 
-    log_to_stderr()
-    return run_server(server, lambda: _load(config))
+    log_to_stderr(server.log_format, server.log_level)
+    return run_server(server, lambda: _load(config, announcer(server.log_format)))
 
 
-def _load(config: EngineConfig) -> Any:
-    """Load the engine and print what computes and who owns which bytes; runs while /health already answers."""
+def refuse_several(namespace: argparse.Namespace) -> None:
+    """One server, one model, for now.
+
+    Raises:
+        UnsupportedFeature: more were named.
+    """
+    if namespace.more_models:
+        names = ", ".join([namespace.positional_model, *namespace.more_models])
+        raise UnsupportedFeature(
+            f"several models in one server are not built yet, and {names} were named; start a server for each, "
+            f"with its own --port and --memory",
+            feature="several_models",
+        )
+
+
+def refuse_two_addresses(namespace: argparse.Namespace) -> None:
+    """A Unix socket stands instead of host and port.
+
+    Raises:
+        UsageError: both were typed.
+    """
+    typed = [name for name in ("host", "port") if source_of(namespace, name) == FLAG]
+    if typed and source_of(namespace, "uds") == FLAG:
+        raise UsageError(f"--uds and --{typed[0]} name two addresses; give one of them")
+
+
+def _load(config: EngineConfig, announce: Announce) -> Any:
+    """Load the engine and tell what computes and who owns which bytes; runs while /health already answers."""
     from ziggurat import kernels
     from ziggurat.engine.engine import Engine
 
     engine = Engine.load(config, progress=ProgressLine())
-    print(kernels_line(kernels.describe(config.kernels)))
-    print(memory_table(engine.memory()), flush=True)
+    facts, memory = kernels.describe(config.kernels), engine.memory()
+    announce("kernels", kernels_line(facts), facts)
+    announce("memory", memory_table(memory), {"ledger": memory["ledger"]})
     return engine
 
 

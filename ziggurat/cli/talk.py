@@ -12,6 +12,7 @@ from ziggurat.cli.engine_flags import engine_flags
 from ziggurat.cli.flags import Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.interrupt import defer_interrupts
 from ziggurat.cli.progress import ProgressLine
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.engine.chat_template import missing_template
 from ziggurat.engine.config import EngineConfig, option
 from ziggurat.engine.interface import EngineInterface
@@ -43,6 +44,7 @@ class RemoteOptions:
     """Where a running server is."""
 
     url: str | None = option(None, "talk to the server at this address instead of loading a model", group="server")
+    api_key: str | None = option(None, "key for that server", group="server", is_secret=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,10 @@ class Talker(Protocol):
 
     def chat(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
         """The assistant's next turn. Closing the generator early ends the request."""
+        ...
+
+    def memory(self) -> Mapping[str, Any]:
+        """Who owns which bytes: `ziggurat.engine.report.memory_report`."""
         ...
 
     def close(self) -> None:
@@ -98,18 +104,22 @@ def open_talker(namespace: argparse.Namespace, model: str | None) -> Talker:
     """The server at ``--url``, or an engine with the model and the engine flags.
 
     Raises:
-        UsageError: engine flags next to ``--url``.
+        UsageError: engine flags next to ``--url``, or a key without it.
         UserError: the server cannot be reached, or the model cannot be loaded.
     """
-    url: str | None = getattr(namespace, "url", None)
+    remote = build(RemoteOptions, namespace)
     given = {flag.field: flag.name for flag in engine_flags(without=_NOT_HERE)}
     settings = {name: getattr(namespace, name) for name in given if hasattr(namespace, name)}
-    if url is not None:
+    if remote.url is not None:
         from ziggurat.cli.remote import RemoteTalker
 
-        if settings:
-            raise UsageError(f"{given[next(iter(settings))]} is for a model in this process, not for --url")
-        return RemoteTalker(url, model)
+        # Settings of the environment or of a file are for those commands that load a model.
+        typed = [name for name in settings if source_of(namespace, name) == FLAG]
+        if typed:
+            raise UsageError(f"{given[typed[0]]} is for a model in this process, not for --url")
+        return RemoteTalker(remote.url, model, remote.api_key)
+    if source_of(namespace, "api_key") == FLAG:
+        raise UsageError("--api-key is for the server of --url, and none is given")
     config = build(EngineConfig, argparse.Namespace(**settings), **({} if model is None else {"model": model}))
     return LocalTalker(load_engine(config))
 
@@ -173,6 +183,10 @@ class LocalTalker:
     def _step(self) -> list[GenerateOutput]:
         with defer_interrupts():
             return self._engine.step()
+
+    def memory(self) -> Mapping[str, Any]:
+        """See `Talker.memory`."""
+        return self._engine.memory()
 
     def close(self) -> None:
         """Give the engine's memory back."""

@@ -16,9 +16,17 @@ from ziggurat.units import parse_size
 EMBEDDED_MODEL = "embedded"
 
 
-def option(default: Any, help_text: str, *, choices: tuple[str, ...] | None = None, group: str = "engine") -> Any:
-    """A dataclass field that is also a command-line flag (``max_model_len`` -> ``--max-model-len``)."""
-    return field(default=default, metadata={"help": help_text, "choices": choices, "group": group})
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    group: str = "engine",
+    is_secret: bool = False,
+) -> Any:
+    """A dataclass field that is also a command-line flag (``max_model_len`` -> ``--max-model-len``). A secret is never shown."""
+    metadata = {"help": help_text, "choices": choices, "group": group, "is_secret": is_secret}
+    return field(default=default, metadata=metadata, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -20,8 +21,10 @@ import ziggurat
 from ziggurat.errors import RequestError, ZigguratError
 from ziggurat.registry import nearest
 from ziggurat.server import chat, completions, info
+from ziggurat.server.auth import Guard, load_keys
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.config import ServerConfig
+from ziggurat.server.console import REQUEST_ID, log_event
 from ziggurat.server.errors import error_response, make_error
 from ziggurat.server.metrics import ServerMetrics
 from ziggurat.server.openapi import with_bodies
@@ -43,9 +46,14 @@ def create_app(
         routers: further routes; their `ZigguratError`s become the same bodies.
 
     ``app.state.rooms`` has what the routes share.
+
+    Raises:
+        ConfigError: the file of the API keys cannot be read, or a key is malformed.
     """
+    config = config or ServerConfig()
     state = service if isinstance(service, ServerState) else ServerState(service)
-    rooms = Rooms(state=state, metrics=ServerMetrics(state), bodies=Bodies(config or ServerConfig()))
+    metrics = ServerMetrics(state, is_doubled=config.metrics_compat == "vllm")
+    rooms = Rooms(state=state, metrics=metrics, bodies=Bodies(config))
     # No docs pages: they would load scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms
@@ -56,38 +64,65 @@ def create_app(
     app.add_exception_handler(ZigguratError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_middleware(Edge)
+    # The last one is the outermost: what the guard refuses gets its body and its id from the edge.
+    app.add_middleware(Guard, keys=load_keys(config))
+    app.add_middleware(Edge, log_requests=config.log_requests)
     return app
 
 
 class Edge:
-    """The outermost layer: every answer carries ``X-Request-Id``, and an error that nobody expected becomes a 500 with our body."""
+    """The outermost layer: every answer carries ``X-Request-Id``, and an error that nobody expected becomes a 500 with our body.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        log_requests: a line per request: method, path, status and times, nothing of what was said.
+    """
+
+    def __init__(self, app: ASGIApp, *, log_requests: bool = False) -> None:
         self._app = app
+        self._log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        has_started = False
+        began_s, status = time.monotonic(), 0
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
+        token = REQUEST_ID.set(request_id.decode())
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             return  # it left while sending its body: nobody is there to answer
         except Exception as error:
-            if has_started:
+            if status:
                 raise
             await _response(error)(scope, receive, send_with_id)
+        finally:
+            if self._log_requests:
+                _log_request(scope, status, time.monotonic() - began_s)
+            REQUEST_ID.reset(token)
+
+
+def _log_request(scope: Scope, status: int, took_s: float) -> None:
+    """Without the query, which may hold secrets. Status 0: the client left before there was an answer."""
+    # A path may hold any character once its escapes are resolved; a line break would forge a line.
+    path = ascii(scope["path"][:MAX_PATH])[1:-1]
+    client = scope.get("client")
+    fields = {
+        "method": scope["method"],
+        "path": path,
+        "status": status,
+        "duration_s": round(took_s, 6),
+        "client": f"{client[0]}:{client[1]}" if client else None,
+    }
+    log_event("request", f"{scope['method']} {path} {status} in {took_s:.3f} s", fields)
 
 
 def _request_id(scope: Scope) -> bytes:

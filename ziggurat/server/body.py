@@ -70,6 +70,7 @@ async def read_body(request: Request, held: HeldBody) -> bytes:
     """
     config = held.config
     cap = config.max_body_bytes
+    refuse_announced(request, cap)
     parts: list[bytes] = []
     num_bytes = 0
     try:
@@ -86,8 +87,24 @@ async def read_body(request: Request, held: HeldBody) -> bytes:
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {config.body_timeout:g} s") from None
     if num_bytes > cap:
-        raise BodyTooLarge(f"the body is over the limit of {cap} bytes; send less or raise --max-body-bytes")
+        raise _too_large(cap)
     return b"".join(parts)
+
+
+def refuse_announced(request: Request, cap: int) -> None:
+    """Do not begin to read what cannot be taken: the client waits for a go-ahead, or it announces more than would be read and forgotten.
+
+    Raises:
+        BodyTooLarge: the announced length is over the cap, and one of the two holds.
+    """
+    length = request.headers.get("content-length", "")
+    is_waiting = request.headers.get("expect", "").lower() == "100-continue"
+    if length.isdigit() and int(length) > (cap if is_waiting else cap * DISCARD_CAPS):
+        raise _too_large(cap)
+
+
+def _too_large(cap: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over the limit of {cap} bytes; send less or raise --max-body-size")
 
 
 def refuse_many_values(raw: bytes, max_model_len: int) -> None:

@@ -99,6 +99,10 @@ class EngineService:
             num_running=int(raw["num_requests_running"]),
             num_waiting=int(raw["num_requests_waiting"]),
             num_preemptions=int(raw["num_preemptions_total"]),
+            num_recomputed_tokens=int(raw["recomputed_tokens_total"]),
+            num_evicted_blocks=int(raw["evicted_blocks_total"]),
+            num_steps=int(raw["steps_total"]),
+            busy_s=raw["busy_seconds_total"],
             kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
 

@@ -27,6 +27,12 @@ class BodyTimeout(errors.RequestError):
     code = "body_timeout"
 
 
+class InvalidApiKey(errors.RequestError):
+    """No key, or not one of the server's."""
+
+    code = "invalid_api_key"
+
+
 class PromptTooLong(errors.ContextLengthExceeded):
     """So much longer than the context that counting stopped; ``num_prompt_tokens`` is how far it came."""
 
@@ -58,6 +64,7 @@ TABLE: Mapping[type[errors.ZigguratError], HTTPAnswer] = {
     errors.KVCapacityExceeded: HTTPAnswer(status=400, type="invalid_request_error"),
     errors.UnknownModel: HTTPAnswer(status=404, type="not_found_error"),
     errors.QueueFull: HTTPAnswer(status=429, type="rate_limit_error"),
+    InvalidApiKey: HTTPAnswer(status=401, type="invalid_request_error"),
     BodyTooLarge: HTTPAnswer(status=413, type="invalid_request_error"),
     BodyTimeout: HTTPAnswer(status=408, type="invalid_request_error"),
     errors.UnsupportedFeature: HTTPAnswer(status=501, type="not_implemented_error"),
@@ -116,4 +123,9 @@ def error_response(error: BaseException) -> tuple[int, bytes, dict[str, str]]:
         headers["retry-after"] = str(max(1, error.retry_after_s))
     elif isinstance(error, errors.Loading):
         headers["retry-after"] = str(LOADING_RETRY_S)
+    elif isinstance(error, InvalidApiKey):
+        headers["www-authenticate"] = "Bearer"
+    elif isinstance(error, BodyTooLarge | BodyTimeout):
+        # What is left of the body cannot be told from a next request.
+        headers["connection"] = "close"
     return answer_for(error).status, msgspec.json.encode({"error": error_object(error)}), headers

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from ziggurat.errors import ConfigError
@@ -14,11 +16,62 @@ BACKLOG = 512
 
 
 def bind_socket(config: ServerConfig) -> socket.socket:
-    """A socket that listens on the configured address. The caller closes it.
+    """A socket that listens on the configured address. The caller ends it with `close_socket`.
 
     Raises:
         ConfigError: the address cannot be had; names the port and the next step.
     """
+    return _bind_tcp(config) if config.uds is None else _bind_unix(config.uds)
+
+
+def close_socket(listener: socket.socket, config: ServerConfig) -> None:
+    """Close it; a Unix socket's file goes too."""
+    listener.close()
+    unlink_socket(config)
+
+
+def unlink_socket(config: ServerConfig) -> None:
+    """Remove the file of a Unix socket."""
+    if config.uds is not None:
+        config.uds.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _make_room(path)
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        # The limit of the operating system has no errno of its own.
+        raise ConfigError(f"cannot listen on --uds {path}: {error.strerror or error}") from None
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _make_room(path: Path) -> None:
+    """Remove the socket that a dead server left.
+
+    Raises:
+        ConfigError: there is something else, or a server that lives.
+    """
+    if not os.path.lexists(path):
+        return
+    if not path.is_socket():
+        raise ConfigError(f"--uds {path} exists and is no socket; choose another path or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"--uds {path} is already in use by another process; stop that one, or choose another path")
+
+
+def _bind_tcp(config: ServerConfig) -> socket.socket:
     where = f"{config.host}:{config.port}"
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -59,7 +112,9 @@ def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
 
 
 def address_url(listener: socket.socket) -> str:
-    """How a browser reaches it; a wildcard address is shown as this machine."""
+    """How a client reaches it; a wildcard address is shown as this machine, a Unix socket as ``unix:PATH``."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"

@@ -30,8 +30,9 @@ from fastapi import APIRouter
 from ziggurat.errors import EngineError
 from ziggurat.server.app import create_app
 from ziggurat.server.config import ServerConfig
-from ziggurat.server.http11 import Http11
-from ziggurat.server.listen import address_url, bind_socket
+from ziggurat.server.console import Announce, announcer
+from ziggurat.server.http11 import http11
+from ziggurat.server.listen import address_url, bind_socket, close_socket, unlink_socket
 from ziggurat.server.reporter import report
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Rooms
@@ -50,7 +51,7 @@ def run_server(
     *,
     attach: Callable[[Any], Service] | None = None,
     routers: Sequence[APIRouter] = (),
-    announce: Callable[[str], None] | None = None,
+    announce: Announce | None = None,
 ) -> int:
     """Serve until a signal. Blocks; call it on the main thread.
 
@@ -58,7 +59,7 @@ def run_server(
         load: makes the engine; runs on a thread while /health already answers.
         attach: makes the service from what ``load`` returned, on the event loop; default `EngineService`.
         routers: further routes.
-        announce: gets the lines for people (address, time to ready); default prints.
+        announce: gets the lines of the server's life (address, time to ready); by default they are printed, or logged if the log is JSON.
 
     Returns:
         the exit code: 0 after a drain, 128 + signal number if it was cut short.
@@ -68,21 +69,17 @@ def run_server(
         ZigguratError: what ``load`` raised; EngineError: the engine died while serving.
     """
     listener = bind_socket(config)
-    run = _Run(config, listener, announce or _print_line)
+    run = _Run(config, listener, announce or announcer(config.log_format))
     try:
         return asyncio.run(run.main(load, attach or _attach_engine, routers))
     finally:
-        listener.close()
+        close_socket(listener, config)
 
 
 def _attach_engine(engine: Any) -> Service:
     from ziggurat.server.engine_service import EngineService  # not needed by whoever brings another service
 
     return EngineService(engine)
-
-
-def _print_line(line: str) -> None:
-    print(line, flush=True)
 
 
 class _Server(uvicorn.Server):
@@ -117,7 +114,7 @@ class _Signals:
 
 
 class _Run:
-    def __init__(self, config: ServerConfig, listener: socket.socket, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: ServerConfig, listener: socket.socket, announce: Announce) -> None:
         self._config = config
         self._listener = listener
         self._announce = announce
@@ -138,7 +135,7 @@ class _Run:
             log_config=None,
             access_log=False,
             lifespan="off",
-            http=Http11,
+            http=http11(self._config.body_timeout),
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=max(1, round(FLUSH_TIMEOUT_S)),
@@ -148,11 +145,13 @@ class _Run:
         self._server = _Server(settings)
         self._http = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         url = address_url(self._listener)
-        self._announce(f"Ziggurat listens on {url} and is loading the model")
+        self._announce("listening", f"Ziggurat listens on {url} and is loading the model", {"url": url})
         try:
             service = attach(await self._load(load))
             self._state.set_ready(service)
-            self._announce(f"ready in {time.monotonic() - began_s:.1f} s: {url} serves {service.model_names[0]}")
+            took_s, name = time.monotonic() - began_s, service.model_names[0]
+            facts = {"url": url, "model": name, "duration_s": round(took_s, 3)}
+            self._announce("ready", f"ready in {took_s:.1f} s: {url} serves {name}", facts)
             return await self._serve(service, rooms)
         finally:
             await self._stop_http()
@@ -207,21 +206,24 @@ class _Run:
         number = self._signals.take()
         self._state.set_draining()
         name, num_open = signal.Signals(number).name, self._state.num_live
+        timeout_s = self._config.shutdown_timeout
         self._announce(
-            f"{name}: no new requests; {num_open} running get up to {self._config.shutdown_timeout:g} s (again: abort)"
+            "draining",
+            f"{name}: no new requests; {num_open} running get up to {timeout_s:g} s (again: abort)",
+            {"signal": name, "num_open": num_open, "timeout_s": timeout_s},
         )
-        drain = asyncio.create_task(service.drain(self._config.shutdown_timeout))
+        drain = asyncio.create_task(service.drain(timeout_s))
         again = asyncio.create_task(self._signals.arrived.wait())
         await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
         if again.done():
             self._leave_now("second signal: running requests are aborted")
         again.cancel()
         if not drain.result():
-            self._announce("the shutdown timeout has passed; the remaining requests were aborted")
+            self._announce("aborted", "the shutdown timeout has passed; the remaining requests were aborted", {})
         await self._wait_streams()
         await self._stop_http()
         await service.close()
-        self._announce("closed")
+        self._announce("closed", "closed", {})
         return 0
 
     async def _wait_streams(self) -> None:
@@ -241,7 +243,8 @@ class _Run:
     def _leave_now(self, why: str) -> NoReturn:
         """End the process without waiting for threads that cannot be stopped; the operating system takes the memory back."""
         number = self._signals.take()
-        self._announce(why)
+        self._announce("interrupted", why, {"signal": signal.Signals(number).name})
+        unlink_socket(self._config)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -17,12 +17,19 @@ class ServiceStats:
     Attributes:
         kv_usage_ratio: share of the KV pool that requests hold, 0 to 1; reusable prefixes do not count.
         num_preemptions: sequences that gave up their KV so far.
+        num_recomputed_tokens: tokens computed again because of that.
+        num_evicted_blocks: reusable blocks that were given up.
+        busy_s: time spent in steps.
     """
 
     num_running: int
     num_waiting: int
     kv_usage_ratio: float = 0.0
     num_preemptions: int = 0
+    num_recomputed_tokens: int = 0
+    num_evicted_blocks: int = 0
+    num_steps: int = 0
+    busy_s: float = 0.0
 
 
 class Service(Protocol):

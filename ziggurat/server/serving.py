@@ -101,7 +101,12 @@ async def answer(
     params = sampling_params(body, service.default_sampling)
     final_id = rooms.state.take_id(request_id)
     requests = generate_requests(body, final_id, prompts, params)
-    timer = RequestTimer(rooms.metrics, num_choices=len(prompts) * params.num_sequences)
+    timer = RequestTimer(
+        rooms.metrics,
+        num_choices=len(prompts) * params.num_sequences,
+        num_asked=params.n,
+        max_tokens=params.max_tokens,
+    )
     generation = Generation(service, requests, timer)
     reply = make_reply(final_id, int(time.time()))
     is_handed_on = False

@@ -82,6 +82,22 @@ def test_complete_generates_text(folder: Path) -> None:
     assert data["finish_reason"] == "length"
 
 
+def test_embed_makes_a_vector_per_line(folder: Path) -> None:
+    argv = ["embed", str(folder), "--load-format", "dummy", "--memory", "64MiB", "--threads", "1"]
+    done = run(*argv, text="one\ntwo\none\n")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["index"], row["text"], row["num_tokens"]) for row in rows] == [
+        (0, "one", 3),
+        (1, "two", 3),
+        (2, "one", 3),
+    ]
+    assert rows[0]["embedding"] == rows[2]["embedding"] != rows[1]["embedding"]
+    for row in rows:
+        assert sum(value * value for value in row["embedding"]) == pytest.approx(1, abs=1e-5)
+        assert len(row["embedding"]) == CONFIG["hidden_size"]
+
+
 def test_a_budget_that_is_too_small_is_one_line(folder: Path) -> None:
     done = run("serve", str(folder), "--port", "0", "--load-format", "dummy", "--memory", "1MiB")
     assert done.returncode == 1

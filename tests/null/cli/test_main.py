@@ -176,3 +176,14 @@ def test_the_handler_of_the_caller_comes_back(monkeypatch: pytest.MonkeyPatch) -
     before = signal.getsignal(signal.SIGINT)
     assert run_with(monkeypatch, lambda: int(signal.getsignal(signal.SIGINT) is before)) == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_several_models_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["serve", "one/model", "--port", "0", "other/model", "third"]) == 1
+    err = capsys.readouterr().err
+    assert "several models in one server are not built yet, and one/model, other/model, third were named" in err
+
+
+def test_one_server_has_one_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["serve", "--uds", "/tmp/z", "--port", "0"]) == 2
+    assert "--uds and --port name two addresses" in capsys.readouterr().err

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.fake_service import FakeService
 from ziggurat.cli import talk
 from ziggurat.cli.chat import Conversation
 from ziggurat.cli.main import main
@@ -153,7 +156,7 @@ def test_complete_reads_standard_input(
         (["complete", "a", "--temperature", "-1"], 1, "temperature must be at least 0"),
         (["complete", "a", "--max-tokens", "0"], 1, "max_tokens must be at least 1"),
         (["complete", "a", "--url", "http://x", "--memory", "1GiB"], 2, "--memory is for a model in this process"),
-        (["complete", "a", "--url", "localhost:1"], 1, "must begin with http:// or https://"),
+        (["complete", "a", "--url", "localhost:1"], 1, "must begin with http://, https:// or unix:"),
         (["chat", "--system"], 2, "expected one argument"),
     ],
 )
@@ -294,3 +297,57 @@ def test_a_refused_turn_is_forgotten_and_an_interrupted_one_is_kept(capsys: pyte
         {"role": "user", "content": "two"},
     ]
     assert talker.num_closed == 3
+
+
+def test_the_last_turn_can_be_answered_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    talker = Scripted(" one", " two", " three", RequestError("too long"))
+    out = io.StringIO()
+    conversation = Conversation(talker, {}, "be brief", out)
+    conversation.run(iter(["/regenerate", "first", "second", "/regenerate", "/history", "/regenerate", "/history"]))
+    assert out.getvalue() == "part one\npart two\npart three\n"
+    assert talker.seen[2] == talker.seen[1]
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "there is no turn to answer anew"
+    assert err[1:7] == [
+        *("system: be brief", "user: first", "assistant: part one"),
+        *("user: second", "assistant: part three", "5 messages"),
+    ]
+    assert err[7:] == ["refused: too long", *err[1:4], "3 messages"]
+
+
+def test_the_memory_behind_the_conversation(
+    engine: EchoEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = asyncio.run(FakeService().memory())
+    monkeypatch.setattr(engine, "memory", lambda: memory, raising=False)
+    assert chat(["/memory"], monkeypatch) == 0
+    assert "weights    15.0 MiB  model: packed weights" in capsys.readouterr().err
+
+
+def test_a_prompt_from_a_file(engine: EchoEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompt"
+    path.write_text("-", encoding="utf-8")
+    assert main(["complete", "--file", str(path)]) == 0
+    assert capsys.readouterr().out == "^-\n"
+    assert main(["complete", "org/name", "--file", str(path)]) == 0
+    assert engine.configs[-1].model == "org/name"  # type: ignore[attr-defined]
+    assert main(["complete", "org/name", "a prompt", "--file", str(path)]) == 2
+    path.write_bytes(b"ab\xff")
+    assert main(["complete", "--file", str(path)]) == 1
+    assert "is not UTF-8 text: byte 2 cannot be read" in capsys.readouterr().err
+
+
+def test_the_model_of_the_environment_gives_way_to_the_one_that_is_typed(
+    engine: EchoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIGGURAT_MODEL", "from/environment")
+    assert main(["complete", "a prompt"]) == 0
+    assert main(["complete", "org/name", "a prompt"]) == 0
+    assert [config.model for config in engine.configs] == ["from/environment", "org/name"]  # type: ignore[attr-defined]
+
+
+def test_a_key_without_a_server_is_a_mistake(engine: EchoEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["complete", "a", "--api-key", "sk-1"]) == 2
+    assert "--api-key is for the server of --url" in capsys.readouterr().err
+    assert main(["complete", "a", "--url", "http://127.0.0.1:1", "--api-key", "a b"]) == 1
+    assert "visible ASCII characters without spaces" in capsys.readouterr().err

@@ -27,6 +27,10 @@ class Engine(FakeEngine):
             "num_requests_running": 3.0,
             "num_requests_waiting": 2.0,
             "num_preemptions_total": 7.0,
+            "recomputed_tokens_total": 8.0,
+            "evicted_blocks_total": 9.0,
+            "steps_total": 10.0,
+            "busy_seconds_total": 1.5,
             "kv_used_bytes": 10.0,
             "kv_total_bytes": 40.0,
         }
@@ -93,6 +97,7 @@ def test_special_tokens_come_from_the_tokenizer_or_from_the_template_but_not_fro
 def test_statistics() -> None:
     stats = with_engine(lambda _, service: service.stats())
     assert (stats.num_running, stats.num_waiting, stats.num_preemptions) == (3, 2, 7)
+    assert (stats.num_recomputed_tokens, stats.num_evicted_blocks, stats.num_steps, stats.busy_s) == (8, 9, 10, 1.5)
     assert stats.kv_usage_ratio == pytest.approx(0.25)
 
 

@@ -127,7 +127,7 @@ def test_probes_may_use_head() -> None:
 
 
 def test_body_at_the_cap_and_one_over() -> None:
-    config = ServerConfig(max_body_bytes=2048)
+    config = ServerConfig(max_body_size=2048)
     frame = len(b'{"prompt":""}')
 
     async def send(client: httpx.AsyncClient, num_bytes: int) -> httpx.Response:
@@ -157,7 +157,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(raw: bytes) ->
 
 
 def test_bodies_of_all_clients_together_are_bounded() -> None:
-    config = ServerConfig(max_body_bytes=2048, body_timeout=5)
+    config = ServerConfig(max_body_size=2048, body_timeout=5)
     gate = asyncio.Event()
 
     async def waiting(num_bytes: int) -> Any:

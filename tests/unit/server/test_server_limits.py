@@ -24,7 +24,7 @@ from ziggurat.server.errors import PromptTooLong, error_object
         {"shutdown_timeout": -1},
         {"log_interval": 1e9},
         {"body_timeout": 0},
-        {"max_body_bytes": 10},
+        {"max_body_size": 10},
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any]) -> None:

@@ -17,21 +17,12 @@ from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.app import create_app
 from ziggurat.server.memory_view import kv_bytes, memory_view
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
-from ziggurat.server.reporter import Totals, console_line
+from ziggurat.server.reporter import Totals, interval
 from ziggurat.server.service import ServiceStats
 from ziggurat.server.state import ServerState
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 LABELS = {"model_name": "fake-1", "engine": "0"}
-GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-COUNTERS = (
-    *("prompt_tokens_total", "generation_tokens_total", "num_preemptions_total"),
-    *("prefix_cache_queries_total", "prefix_cache_hits_total"),
-)
-HISTOGRAMS = (
-    *("time_to_first_token_seconds", "inter_token_latency_seconds"),
-    *("e2e_request_latency_seconds", "request_queue_time_seconds"),
-)
 
 
 def samples_of(text: str) -> Samples:
@@ -57,18 +48,6 @@ def scrape_after(*requests: tuple[str, dict[str, Any]]) -> Samples:
     return talk(work)
 
 
-def test_vllms_names_labels_and_buckets() -> None:
-    samples = scrape_after((CHAT, {"messages": HELLO, "max_tokens": 5}))
-    for name in (*GAUGES, *COUNTERS):
-        assert value(samples, name, **LABELS) >= 0
-    for name in HISTOGRAMS:
-        assert value(samples, f"{name}_count", **LABELS) >= 1
-    assert value(samples, "request_success_total", **LABELS, finished_reason="length") == 1
-    assert ("time_to_first_token_seconds_bucket", tuple(sorted({**LABELS, "le": "2560.0"}.items()))) in samples
-    assert ("inter_token_latency_seconds_bucket", tuple(sorted({**LABELS, "le": "80.0"}.items()))) in samples
-    assert ("e2e_request_latency_seconds_bucket", tuple(sorted({**LABELS, "le": "7680.0"}.items()))) in samples
-
-
 def test_counts_of_tokens_prefixes_and_ends() -> None:
     prompt = "a prompt that is longer than two blocks of sixteen"
     samples = scrape_after(
@@ -86,6 +65,11 @@ def test_counts_of_tokens_prefixes_and_ends() -> None:
     assert value(samples, "inter_token_latency_seconds_count", **LABELS) == 2 * 2 + 23
     assert value(samples, "time_to_first_token_seconds_count", **LABELS) == 3
     assert value(samples, "request_queue_time_seconds_count", **LABELS) == 2
+    assert value(samples, "prompt_tokens_cached_total", **LABELS) == 48
+    assert value(samples, "prompt_tokens_by_source_total", **LABELS, source="local_cache_hit") == 48
+    assert value(samples, "prompt_tokens_by_source_total", **LABELS, source="local_compute") == 52
+    assert value(samples, "request_max_num_generation_tokens_count", **LABELS) == 2
+    assert value(samples, "request_params_max_tokens_sum", **LABELS) == 103
     assert not any(
         name == "request_success_total" and ("finished_reason", "abort") in labels for name, labels in samples
     )
@@ -98,6 +82,9 @@ def test_bytes_by_kind_and_tier() -> None:
     assert value(samples, "memory_budget_bytes", tier="ram") == 64 * MIB
     assert value(samples, "pss_bytes") == 75 * MIB
     assert value(samples, "kv_waste_ratio") == 0
+    assert value(samples, "kv_cache_bytes", state="free") == 4096 * KV_BYTES_PER_TOKEN
+    info = {"block_size": "16", "num_gpu_blocks": "256", "enable_prefix_caching": "False"}
+    assert value(samples, "cache_config_info", **LABELS, **info) == 1
 
 
 def test_metrics_while_loading_have_no_engine() -> None:
@@ -106,7 +93,7 @@ def test_metrics_while_loading_have_no_engine() -> None:
             return (await client.get("/metrics")).text
 
     samples = samples_of(asyncio.run(run()))
-    assert not any(name in GAUGES for name, _ in samples)
+    assert not any(name.startswith("num_requests") for name, _ in samples)
 
 
 def test_two_apps_have_two_registries() -> None:
@@ -157,13 +144,14 @@ def output(index: int, *, num_output: int, finish_reason: FinishReason | None = 
         num_prompt_tokens=10,
         num_cached_tokens=4,
         num_output_tokens=num_output,
+        queue_s=0.25,
     )
 
 
 def test_the_timer_measures_first_tokens_gaps_and_ends() -> None:
     now_s = 100.0
     metrics = ServerMetrics(ServerState(FakeService()))
-    timer = RequestTimer(metrics, num_choices=3, now=lambda: now_s)
+    timer = RequestTimer(metrics, num_choices=3, now=lambda: now_s, num_asked=3, max_tokens=64)
     timer.on_admitted()
     for at_s, index, num_output, reason in ((101.0, 0, 1, None), (103.0, 0, 2, "stop"), (104.0, 1, 1, None)):
         now_s = at_s
@@ -177,6 +165,20 @@ def test_the_timer_measures_first_tokens_gaps_and_ends() -> None:
     assert value(samples, "e2e_request_latency_seconds_sum", **LABELS) == 3 + 10 + 10
     assert value(samples, "request_success_total", **LABELS, finished_reason="abort") == 2
     assert value(samples, "request_success_total", **LABELS, finished_reason="stop") == 1
+    # Of the one choice that ended by itself: scheduled at 100.25, tokens at 101 and 103.
+    assert value(samples, "request_decode_time_seconds_sum", **LABELS) == 2
+    assert value(samples, "request_time_per_output_token_seconds_sum", **LABELS) == 2
+    assert value(samples, "request_prefill_time_seconds_sum", **LABELS) == 0.75
+    assert value(samples, "request_inference_time_seconds_sum", **LABELS) == 2.75
+    assert value(samples, "request_queue_time_seconds_sum", **LABELS) == 0.25
+    assert value(samples, "request_prompt_tokens_sum", **LABELS) == 10
+    assert value(samples, "request_prefill_kv_computed_tokens_sum", **LABELS) == 6
+    assert value(samples, "request_generation_tokens_sum", **LABELS) == 2
+    assert value(samples, "request_max_num_generation_tokens_sum", **LABELS) == 2
+    assert value(samples, "request_params_n_sum", **LABELS) == 3
+    assert value(samples, "request_params_max_tokens_sum", **LABELS) == 64
+    for name in ("request_decode_time_seconds", "request_params_n", "request_max_num_generation_tokens"):
+        assert value(samples, f"{name}_count", **LABELS) == 1
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,7 @@ def test_console_line(num_running: int, generated: int, expected: str | None) ->
     after = Totals(
         at_s=12, num_prompt_tokens=0, num_generation_tokens=generated, num_prefix_queries=40, num_prefix_hits=10
     )
-    line = console_line(before, after, ServiceStats(num_running=num_running, num_waiting=0, kv_usage_ratio=0.5))
+    told = interval(before, after, ServiceStats(num_running=num_running, num_waiting=0, kv_usage_ratio=0.5))
+    line = None if told is None else told.line()
     assert line is None if expected is None else expected in (line or "")
     assert line is None or ("KV usage 50.0%" in line and "prefix hits 25.0%" in line)

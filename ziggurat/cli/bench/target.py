@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ziggurat.cli.engine_flags import engine_flags
 from ziggurat.cli.flags import Flag, Parser, UsageError, add_flags, build, flags_of
 from ziggurat.cli.model_argument import add_model, given_model, model_of
+from ziggurat.cli.sources import FLAG, source_of
 from ziggurat.cli.talk import load_engine
 from ziggurat.engine.client import EngineClient
 from ziggurat.engine.config import EngineConfig, option
@@ -90,7 +91,7 @@ def open_target(namespace: argparse.Namespace, *, num_requests: int) -> Iterator
     """
     url: str | None = getattr(namespace, "base_url", None)
     if url is not None:
-        given = [flag.name for flag in _flags() if hasattr(namespace, flag.field)]
+        given = [flag.name for flag in _flags() if source_of(namespace, flag.field) == FLAG]
         if given:
             raise UsageError(f"{given[0]} is for an engine in this process, not for --base-url")
         from ziggurat.workload.http_client import HTTPClient

@@ -75,6 +75,11 @@ export class Chat {
     };
   }
 
+  headers() {
+    const key = byId("key").value.trim();
+    return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  }
+
   async ask(text) {
     if (this.running) return;
     this.prompt.value = "";
@@ -104,7 +109,7 @@ export class Chat {
   async stream(answer, clock) {
     const response = await fetch("/v1/chat/completions", {
       method: "POST",
-      headers: { "content-type": "application/json" },
+      headers: this.headers(),
       body: JSON.stringify(this.body()),
       signal: this.running.signal,
     });
