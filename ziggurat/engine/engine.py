@@ -139,7 +139,11 @@ class Engine:
             seq_ids = self.core.add(request, arrival_s, pooling=pooling)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
-            detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
+            detokenizer = (
+                None
+                if self.tokenizer is None
+                else self.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
+            )
             text = TextOutput(
                 detokenizer,
                 params.stop,
@@ -189,6 +193,13 @@ class Engine:
     def now(self) -> float:
         """The engine's clock, seconds."""
         return self._clock.now()
+
+    def reset_prefix_cache(self) -> int:
+        """See `EngineInterface.reset_prefix_cache`."""
+        self._check_open()
+        num_blocks = sum(group.cached for group in self.store.stats())
+        self.store.drop_cache()
+        return num_blocks
 
     def memory(self) -> dict[str, object]:
         """See `EngineInterface.memory`; documented in `report.memory_report`."""

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ziggurat.engine.chat_template import TemplateOptions
 from ziggurat.engine.types import GenerateOutput
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
@@ -34,13 +35,13 @@ def make_router(rooms: Rooms) -> APIRouter:
             model = check_model(service, body.model)
             messages = [message.for_template() for message in body.messages]
             size = sum(len(message["content"]) for message in messages)
-            prompt_ids = await off_loop(lambda: service.encode_chat(messages), size)
+            prompt_ids = await off_loop(lambda: service.encode_chat(messages, TemplateOptions()), size)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
             writer = ChatWriter(service, body, {"id": request_id, "created": created_unix_s, "model": model})
             return Reply(collect=writer.collect, stream=writer.stream)
 
-        return await answer(rooms, request, body, new_id("chatcmpl", body), [prompt_ids], make_reply)
+        return await answer(rooms, request, body, new_id("chatcmpl", body.request_id), [prompt_ids], make_reply)
 
     return router
 

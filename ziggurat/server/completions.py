@@ -44,7 +44,7 @@ def make_router(rooms: Rooms) -> APIRouter:
             writer = CompletionWriter(service, body, head, prompts, echoes)
             return Reply(collect=writer.collect, stream=writer.stream)
 
-        return await answer(rooms, request, body, new_id("cmpl", body), prompts, make_reply)
+        return await answer(rooms, request, body, new_id("cmpl", body.request_id), prompts, make_reply)
 
     return router
 

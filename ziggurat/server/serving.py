@@ -68,9 +68,9 @@ def check_model(service: Service, wanted: str | None) -> str:
     raise UnknownModel(f"the model {shown!r} is not served here{hint or '.'} Served: {', '.join(names)}", param="model")
 
 
-def new_id(prefix: str, body: ChatRequest | CompletionRequest) -> str:
-    """``chatcmpl-..`` or ``cmpl-..``: the client's request_id if it sent one, else random."""
-    return f"{prefix}-{body.request_id or uuid.uuid4().hex}"
+def new_id(prefix: str, wanted: str | None) -> str:
+    """``chatcmpl-..``, ``cmpl-..``, ``embd-..``: the client's request_id if it sent one, else random."""
+    return f"{prefix}-{wanted or uuid.uuid4().hex}"
 
 
 async def off_loop(function: Callable[[], T], num_characters: int) -> T:

@@ -266,11 +266,39 @@ def test_too_many_continuations_of_many_prompts() -> None:
     assert "129" in error_of(post(COMPLETIONS, {"prompt": ["a"] * 43, "n": 3}), 400)["message"]
 
 
-def test_tool_turns_are_not_built_but_an_answer_can_be_sent_back_as_it_came() -> None:
-    turn = {"role": "tool", "content": "42", "tool_call_id": "x"}
-    assert error_of(post(CHAT, {"messages": [turn]}), 501)["code"] == "tools"
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
-    assert error_of(post(CHAT, {"messages": [*HELLO, call]}), 501)["code"] == "tools"
+def turns_of(*messages: dict[str, Any]) -> list[dict[str, Any]]:
+    return [turn.for_template() for turn in ChatRequest(messages=list(messages)).messages]  # type: ignore[arg-type]
+
+
+def test_tool_turns_reach_the_template_with_arguments_as_objects() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    asked, answered = turns_of(
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    )
+    function = {"name": "add", "arguments": {"a": 1}}
+    assert asked["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
+    assert (asked["content"], asked["reasoning_content"]) == (None, "hm")
+    assert answered == {"role": "tool", "content": "42", "tool_call_id": "c1"}
+
+
+@pytest.mark.parametrize(
+    ("turn", "status", "text"),
+    [
+        ({"role": "function", "name": "f", "content": "x"}, 501, "use tools"),
+        ({"role": "tool", "content": "42"}, 400, "tool_call_id"),
+        ({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}, 400, "role"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, 400, "object"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, 400, "JSON text"),
+        ({"role": "assistant", "tool_calls": [{"id": "x"}]}, 400, "function"),
+    ],
+)
+def test_wrong_tool_turns(turn: dict[str, Any], status: int, text: str) -> None:
+    error = error_of(post(CHAT, {"messages": [*HELLO, turn]}), status)
+    assert text in error["message"] and error["param"].startswith("messages.1")
+
+
+def test_an_answer_can_be_sent_back_as_it_came() -> None:
     answer = {
         "role": "assistant",
         "content": "hi",
