@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ziggurat.engine.chat_template import TemplateOptions
+from ziggurat.engine.families import Family, Thoughts
+from ziggurat.engine.grammar import GrammarSpec
 from ziggurat.engine.types import AnyRequest, EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, KVCapacityExceeded, QueueFull, RequestError
 from ziggurat.scheduling.protocol import SampledToken
@@ -26,12 +28,26 @@ MIB = 1 << 20
 STARTED_S = time.monotonic()
 
 
+class AnyMask:
+    """Allows everything."""
+
+    def start(self, prompt_ids: Sequence[int]) -> None:
+        return None
+
+    def mask(self, state: None) -> None:
+        return None
+
+    def advance(self, state: None, token_id: int) -> None:
+        return None
+
+
 class FakeService:
     """Bytes are tokens 0..255, words are tokens from 256. Continuation ``i`` of a prompt of ``p`` tokens says word (p + i + step).
 
     Args:
         step_s: time per token.
         max_running, max_waiting: beyond them requests wait, then get QueueFull.
+        script: (attribute) pieces of text that every continuation says instead of words, one per token.
         is_holding_text: every second token brings the text of two, as incomplete characters do.
     """
 
@@ -53,6 +69,9 @@ class FakeService:
         self.requests: list[GenerateRequest] = []
         self.template_options: list[TemplateOptions] = []
         self.has_bos = False
+        self.family = Family()
+        self.script: list[str] | None = None
+        self.specs: list[tuple[GrammarSpec, int | None, Thoughts]] = []
         self.aborted: list[str] = []
         self.running: dict[str, int] = {}
         self.since_s: dict[str, float] = {}
@@ -161,6 +180,10 @@ class FakeService:
             else None,
         )
 
+    async def compile_grammar(self, spec: GrammarSpec, max_tokens: int | None, thoughts: Thoughts) -> AnyMask:
+        self.specs.append((spec, max_tokens, thoughts))
+        return AnyMask()
+
     async def reset_prefix_cache(self) -> int:
         num_blocks = len(self._prefixes)
         self._prefixes.clear()
@@ -225,6 +248,9 @@ class FakeService:
         self, params: Any, so_far: str, token_id: int, step: int, limit: int
     ) -> tuple[str, FinishReason | None, str | int | None]:
         text = self.token_bytes(token_id).decode("utf-8", "replace")
+        if self.script is not None:
+            is_over = step + 1 >= len(self.script)
+            return self.script[step], "stop" if is_over else "length" if step + 1 == limit else None, None
         for stop in params.stop:
             if stop in so_far + text:
                 end = (so_far + text).index(stop) + (len(stop) if params.include_stop_str_in_output else 0)

@@ -14,13 +14,6 @@ from ziggurat.server.errors import UnsupportedField
 # field -> values that ask for nothing. None always passes.
 _COMMON: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
     "allowed_token_ids": (),
@@ -28,6 +21,8 @@ _COMMON: Mapping[str, tuple[Any, ...]] = {
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "session_id": (),
+    "guided_decoding_backend": ("auto",),
+    "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
     "use_beam_search": (False,),
     "length_penalty": (1.0, 1),
@@ -36,9 +31,6 @@ _COMMON: Mapping[str, tuple[Any, ...]] = {
 }
 CHAT_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **_COMMON,
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none",),
     "audio": (),
@@ -46,16 +38,11 @@ CHAT_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "prediction": (),
     "prompt_cache_options": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "documents": ([],),
     "echo": (False,),
-    "include_reasoning": (True, False),
     "best_of": (1,),
 }
 COMPLETION_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, Field, WithJsonSchema, field_validator, model_validator
 
 from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
-from ziggurat.server.turns import ChatMessage, Strict
+from ziggurat.server.structured import ResponseFormat, StructuredOutputs
+from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
 MAX_ID_LENGTH = 128
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
@@ -99,6 +100,14 @@ class CommonRequest(Strict):
     priority: int | None = None
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
     cache_salt: str | None = Field(None, min_length=1)
+    skip_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # The older spellings of structured_outputs.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str] | None, FailFast()] = Field(None, min_length=1)
+    guided_grammar: str | None = None
     # Bookkeeping and hints that change no answer: accepted, unused.
     user: str | None = None
     store: bool | None = None
@@ -154,6 +163,28 @@ class ChatRequest(CommonRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
+    tools: Annotated[list[Tool] | None, FailFast()] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: TemplateKwargs = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools must have different names, and two of them are the same")
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise ValueError("tool_choice asks for a call and there are no tools; send them")
+        for name in chosen_names(self.tool_choice):
+            if name not in names:
+                raise ValueError(f"tool_choice names {name!r}, which is not among the tools: {', '.join(names)}")
+        if self.continue_final_message and (self.add_generation_prompt or self.messages[-1].role != "assistant"):
+            raise ValueError("continue_final_message needs a last turn of the assistant and no add_generation_prompt")
+        return self
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatRequest:

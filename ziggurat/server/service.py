@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ziggurat.engine.chat_template import TemplateOptions
+from ziggurat.engine.families import Family, Thoughts
+from ziggurat.engine.grammar import GrammarSpec
 from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.scheduling.masks import LogitsMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,7 @@ class Service(Protocol):
 
     Attributes:
         model_names: names that requests may use; the first is the one that answers carry.
+        family: how the model writes calls and thoughts.
         vocab_size: token ids are below this.
         max_model_len: tokens per sequence, prompt and output.
         default_sampling: sampling settings of the model's generation_config, by `SamplingParams`' names; a request's own win.
@@ -38,6 +42,9 @@ class Service(Protocol):
 
     @property
     def model_names(self) -> Sequence[str]: ...
+
+    @property
+    def family(self) -> Family: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -65,6 +72,15 @@ class Service(Protocol):
 
         Raises:
             RequestError: the template refuses the conversation.
+        """
+        ...
+
+    async def compile_grammar(self, spec: GrammarSpec, max_tokens: int | None, thoughts: Thoughts) -> LogitsMask:
+        """The mask that keeps one request, which may generate ``max_tokens``, within a language; behind its thoughts if it has some.
+
+        Raises:
+            RequestError: it is not valid, too large or too costly.
+            UnsupportedFeature: the library for it is not installed.
         """
         ...
 

@@ -72,7 +72,7 @@ class Tool(Strict):
         return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
 
     @property
-    def schema(self) -> dict[str, Any]:  # type: ignore[override]  # pydantic's own is deprecated
+    def arguments_schema(self) -> dict[str, Any]:
         """The JSON schema of the arguments."""
         return self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -105,6 +105,15 @@ class AllowedToolChoice(Strict):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolChoice
+
+
+def chosen_names(choice: ToolChoice | None) -> list[str]:
+    """The functions that a ``tool_choice`` names; empty if it names none."""
+    if isinstance(choice, NamedTool):
+        return [choice.function.name]
+    if isinstance(choice, AllowedToolChoice):
+        return [each.function.name for each in choice.allowed_tools.tools]
+    return []
 
 
 class CalledFunction(Strict):
