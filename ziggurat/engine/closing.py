@@ -68,10 +68,19 @@ class Closer:
             if token_id >= 0 and _is_set(bits, token_id):
                 return token_id
         # The middle of a name, or of a text with a pattern: whatever may come.
-        for index, byte in enumerate(bits):
-            if byte:
-                return index * 8 + (byte & -byte).bit_length() - 1
-        return None
+        return next(iter(first_tokens(bits, 1)), None)
+
+
+def first_tokens(bits: bytes, count: int) -> list[int]:
+    """The lowest ids of a mask, at most ``count``."""
+    found: list[int] = []
+    for index, byte in enumerate(bits):
+        while byte and len(found) < count:
+            found.append(index * 8 + (byte & -byte).bit_length() - 1)
+            byte &= byte - 1
+        if len(found) == count:
+            break
+    return found
 
 
 def _is_set(bits: bytes, token_id: int) -> bool:

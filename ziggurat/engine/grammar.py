@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.engine import grammar_check
-from ziggurat.engine.closing import Closer
+from ziggurat.engine.closing import Closer, first_tokens
 from ziggurat.engine.narrow_schema import is_costly, narrowed
 from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.errors import EngineError, QueueFull, RequestError, UnsupportedFeature
@@ -57,6 +57,7 @@ LIMITS = {
     "max_grammar_size": 500_000,
 }
 MAX_MESSAGE = 300
+PROBED_TOKENS = 4  # the ends of a text are among the first ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +139,15 @@ class GrammarMask:
         if state.exit:
             return _only(state.exit[0], self._grammar.num_mask_bytes)
         bits = state.matcher.compute_bitmask()
-        if state.matcher.is_error():
-            raise self._failed(state.matcher)
+        if why := _trouble(state.matcher, bits):
+            raise self._failed(why)
         return bits
 
     def advance(self, state: Any, token_id: int) -> Any:
         """See `LogitsMask.advance`."""
         matcher = state.matcher.deep_copy()
         if not matcher.consume_token(token_id):
-            raise self._failed(matcher)
+            raise self._failed(_trouble(matcher))
         if state.exit:
             return _State(matcher, state.num_left - 1, 0, state.exit[1:])
         return self._exit_of(_State(matcher, state.num_left - 1, state.look_again))
@@ -169,9 +170,16 @@ class GrammarMask:
         # One token may open much, so the look-out becomes closer as the slack shrinks.
         return _State(state.matcher, state.num_left, state.num_left - max(1, slack // 8))
 
-    def _failed(self, matcher: Any) -> EngineError:
-        self.failure = f"too complex to follow: {matcher.get_error().splitlines()[0][:MAX_MESSAGE]}"
+    def _failed(self, why: str) -> EngineError:
+        self.failure = f"too complex to follow: {why}"
         return EngineError(self.failure)
+
+
+def _trouble(matcher: Any, bits: bytes | None = None) -> str:
+    """Why a matcher cannot go on; empty if it can."""
+    if matcher.is_error():
+        return str(matcher.get_error()).splitlines()[0][:MAX_MESSAGE]
+    return "no token can follow" if bits is not None and bits.count(0) == len(bits) else ""
 
 
 def _only(token_id: int, num_bytes: int) -> bytes:
@@ -265,12 +273,16 @@ class GrammarCompiler:
         tokenizer, closer = self._library_tokenizer(spec)
         limits = LLParserLimits(verbose_errors=False, **LIMITS)  # type: ignore[arg-type]
         root = LLMatcher(tokenizer, text, limits=limits, log_level=0)
-        # The first mask builds tables: here, and not on the engine's thread.
-        first = root.deep_copy()
-        num_bytes = len(first.compute_bitmask())
-        if first.is_error():
-            raise invalid(spec, f"cannot be compiled: {first.get_error().splitlines()[0]}")
-        return Grammar(root, closer if spec.kind == "json_schema" else None, num_bytes)
+        # The first masks build tables: here, and not on the engine's thread.
+        walk = root.deep_copy()
+        bits = walk.compute_bitmask()
+        for token_id in [each for each in first_tokens(bits, PROBED_TOKENS) if each not in self._eos_ids]:
+            if not _trouble(walk, bits) and walk.consume_token(token_id):
+                bits = walk.compute_bitmask()
+                break
+        if why := _trouble(walk, bits):
+            raise invalid(spec, f"cannot be compiled: {why}")
+        return Grammar(root, closer if spec.kind == "json_schema" else None, len(bits))
 
     def _library_tokenizer(self, spec: GrammarSpec) -> tuple[Any, Closer]:
         from llguidance import LLTokenizer
@@ -295,13 +307,15 @@ def library_grammar(spec: GrammarSpec) -> str:
     if spec.kind != "json_schema":
         return _checked(spec, spec.text, {})
     try:
-        schema = json.loads(spec.text)
+        schema = json.loads(spec.text)  # floats and integers of any size, as the schema has them
         if isinstance(schema, dict) and "x-guidance" in schema:
             raise invalid(spec, "'x-guidance' is not a keyword that requests may set; leave it out")
         text = json.dumps(narrowed(schema))
         is_harmless = len(text) <= MAX_UNCHECKED_BYTES and not is_costly(schema)
     except RecursionError:
         raise invalid(spec, "is nested too deeply; make it flatter") from None
+    except ValueError as error:
+        raise invalid(spec, f"is not valid JSON: {error}") from None
     if not is_harmless:
         return _checked(spec, text, JSON_OPTIONS)
     from llguidance import LLMatcher
