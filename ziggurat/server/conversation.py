@@ -13,11 +13,12 @@ from typing import Any
 from ziggurat.engine.chat_template import TemplateOptions
 from ziggurat.engine.families import THINK_CLOSE, THINK_OPEN, Family, Thoughts
 from ziggurat.scheduling.masks import LogitsMask
+from ziggurat.server.call_grammar import answer_language
 from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.parsers import PARSERS, MessageReader, NamedCall, RequiredCalls, ThoughtReader, ToolParser
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.service import Service
-from ziggurat.server.structured import forced_calls, language_of, must_call, offered_tools
+from ziggurat.server.structured import must_call, offered_tools
 from ziggurat.server.turns import NamedTool
 
 # The marks of thoughts stand at the very end of a prompt.
@@ -76,7 +77,7 @@ async def converse(service: Service, body: ChatRequest, prompt_ids: Sequence[int
     """
     family = service.family
     thoughts = thoughts_after(service, family, prompt_ids)
-    spec = forced_calls(body) or language_of(body)
+    spec = answer_language(body, family)
     mask = None if spec is None else await service.compile_grammar(spec, body.output_limit, thoughts)
     return Conversation(family=family, thoughts=thoughts, mask=mask)
 

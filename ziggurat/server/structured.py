@@ -11,8 +11,7 @@ from pydantic import FailFast, Field, model_validator
 
 from ziggurat.engine.grammar import GrammarSpec
 from ziggurat.errors import RequestError
-from ziggurat.server.errors import UnsupportedField
-from ziggurat.server.turns import NAME, AllowedToolChoice, NamedTool, Strict, Tool, chosen_names, not_built
+from ziggurat.server.turns import NAME, AllowedToolChoice, Strict, Tool, chosen_names, not_built
 
 if TYPE_CHECKING:
     from ziggurat.server.schemas import ChatRequest, CompletionRequest
@@ -114,7 +113,7 @@ def _of_format(body: ChatRequest | CompletionRequest) -> Iterator[GrammarSpec]:
     if isinstance(asked, ObjectFormat):
         yield GrammarSpec("json_schema", ANY_OBJECT, "response_format")
     elif isinstance(asked, SchemaFormat):
-        yield _schema(asked.json_schema.schema_ or {"type": "object"}, "response_format")
+        yield schema_spec(asked.json_schema.schema_ or {"type": "object"}, "response_format")
 
 
 def _of_structured(body: ChatRequest | CompletionRequest) -> Iterator[GrammarSpec]:
@@ -135,7 +134,7 @@ def _of_kinds(
     param: str, schema: str | dict[str, Any] | None, regex: str | None, choice: list[str] | None, grammar: str | None
 ) -> Iterator[GrammarSpec]:
     if schema is not None:
-        yield _schema(schema, param)
+        yield schema_spec(schema, param)
     if regex is not None:
         yield GrammarSpec("regex", regex, param)
     if choice is not None:
@@ -144,7 +143,12 @@ def _of_kinds(
         yield GrammarSpec("grammar", grammar, param)
 
 
-def _schema(schema: str | dict[str, Any], param: str) -> GrammarSpec:
+def schema_spec(schema: str | dict[str, Any], param: str) -> GrammarSpec:
+    """The language of a JSON schema, given as an object or as text.
+
+    Raises:
+        RequestError: not JSON, or nested too deeply.
+    """
     try:
         if isinstance(schema, str):
             schema = msgspec.json.decode(schema)
@@ -167,54 +171,3 @@ def must_call(body: ChatRequest) -> bool:
     """Whether some tool has to be called, whichever."""
     choice = body.tool_choice
     return choice == "required" or (isinstance(choice, AllowedToolChoice) and choice.allowed_tools.mode == "required")
-
-
-def forced_calls(body: ChatRequest) -> GrammarSpec | None:
-    """The language of calls that ``tool_choice`` demands: a function's arguments, or a list of calls; None if it demands none.
-
-    Raises:
-        RequestError: ``min_tokens`` was asked for too.
-        UnsupportedField: the answer shall be in another language as well.
-    """
-    tools = offered_tools(body)
-    language = language_of(body)
-    if tools and language is not None:
-        raise UnsupportedField(
-            f"{language.param} together with tools is not built in this version of Ziggurat; "
-            f"send one of them, or tool_choice 'none'",
-            feature=language.param,
-            param=language.param,
-        )
-    if isinstance(body.tool_choice, NamedTool):
-        refuse_min_tokens(body)
-        (tool,) = [tool for tool in tools if tool.function.name == body.tool_choice.function.name]
-        return _schema(tool.arguments_schema, "tools")
-    if not must_call(body):
-        return None
-    refuse_min_tokens(body)
-    return _schema(calls_schema(tools, max_calls=1 if body.parallel_tool_calls is False else None), "tools")
-
-
-def calls_schema(tools: list[Tool], max_calls: int | None) -> dict[str, Any]:
-    """A list of calls of these tools. Each tool's schema has a place of its own, and its references lead there."""
-    branches, places = [], {}
-    for index, tool in enumerate(tools):
-        place = f"tool_{index}"
-        places[place] = moved(tool.arguments_schema, f"#/$defs/{place}")
-        properties = {"name": {"const": tool.function.name}, "parameters": {"$ref": f"#/$defs/{place}"}}
-        branches.append({"type": "object", "properties": properties, "required": ["name", "parameters"]})
-    calls: dict[str, Any] = {"type": "array", "items": {"anyOf": branches}, "minItems": 1, "$defs": places}
-    return calls if max_calls is None else {**calls, "maxItems": max_calls}
-
-
-def moved(schema: Any, place: str) -> Any:
-    """A schema that stands at ``place`` of another document: local references are led there."""
-    if isinstance(schema, list):
-        return [moved(each, place) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: moved(value, place) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        result["$ref"] = place + reference[1:]
-    return result

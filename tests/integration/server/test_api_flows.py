@@ -123,6 +123,19 @@ def test_tools_forced_streamed_and_answered(client: openai.OpenAI) -> None:
     assert answered.usage.prompt_tokens > chat(client, messages=USER).usage.prompt_tokens + 20
 
 
+def test_a_schema_beside_tools_gives_calls_or_json(client: openai.OpenAI) -> None:
+    """What agent frameworks send: tools, and the form of the last answer."""
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    for choice in chat(client, tools=TOOLS, response_format=wanted, n=4, max_tokens=200).choices:
+        if choice.finish_reason == "tool_calls":
+            for call in choice.message.tool_calls:
+                schema = PERSON if call.function.name == "look_up" else {"type": "object", "maxProperties": 0}
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+        else:
+            assert choice.finish_reason == "stop"
+            jsonschema.validate(json.loads(choice.message.content), PERSON)
+
+
 def test_logprobs_of_a_structured_answer_are_those_of_the_model(client: openai.OpenAI) -> None:
     choice = chat(client, extra_body={"guided_choice": ["aa", "bb"]}, logprobs=True, top_logprobs=2).choices[0]
     content = choice.logprobs.content

@@ -107,6 +107,25 @@ def test_one_call_at_a_time() -> None:
     assert len(answer["choices"][0]["message"]["tool_calls"]) == 3
 
 
+def test_strict_functions_and_a_schema_beside_tools() -> None:
+    strict = [function("f", strict=True), function("g")]
+    answer, service = ask(CALL, tools=strict)
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    assert (service.specs[0][0].kind, service.specs[0][0].param) == ("lark", "tools")
+    _, service = ask(CALL, family=Family(tool_format="llama3_json"), tools=strict)
+    assert not service.specs
+    answer, service = ask(['{"a":', "1}"], response_format={"type": "json_object"})
+    assert answer["choices"][0]["message"]["content"] == '{"a":1}'
+    assert (service.specs[0][0].kind, service.specs[0][0].param) == ("lark", "response_format")
+    body = {"messages": HELLO, "tools": strict, "response_format": {"type": "json_object"}}
+
+    async def work(client: Any, service: Any) -> Any:
+        service.family = Family(tool_format="mistral")
+        return await client.post(CHAT, json=body)
+
+    assert error_of(talk(work), 501)["param"] == "response_format"
+
+
 def test_mistral_shows_its_marks_and_has_short_ids() -> None:
     family = Family(tool_format="mistral", has_tools=True)
     answer, service = ask(['[TOOL_CALLS][{"name": "f", "arguments": {}}]'], family)
@@ -228,7 +247,9 @@ NESTED = "[" * 5000 + "]" * 5000
         ({"tools": [function("f")], "tool_choice": named("g")}, 400, "tool_choice"),
         ({"tools": [function("f"), function("f")]}, 400, "tools"),
         ({"tools": [function("f")], "tool_choice": "required", "min_tokens": 2}, 400, "min_tokens"),
-        ({"tools": [function("f")], "response_format": {"type": "json_object"}}, 501, "response_format"),
+        ({"tools": [function("f")], "tool_choice": "required", "guided_json": {}}, 501, "guided_json"),
+        ({"tools": [function("f")], "guided_regex": "a"}, 501, "guided_regex"),
+        ({"tools": [function("f", strict=True)], "min_tokens": 2}, 400, "min_tokens"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, 501, "tools.0"),
         ({"tools": [function("a b")]}, 400, "tools.0.function.name"),
         ({"tools": [{"type": "function"}]}, 400, "tools.0.function"),
