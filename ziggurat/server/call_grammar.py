@@ -10,6 +10,7 @@ from typing import Any
 from ziggurat.engine.families import Family
 from ziggurat.engine.grammar import JSON_OPTIONS, GrammarSpec, invalid
 from ziggurat.engine.narrow_schema import narrowed
+from ziggurat.errors import RequestError
 from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.structured import language_of, must_call, offered_tools, refuse_min_tokens, schema_spec
@@ -38,6 +39,10 @@ def answer_language(body: ChatRequest, family: Family) -> GrammarSpec | None:
     if not tools:
         return language
     forced = _forced(body, tools)
+    if forced is not None and body.allowed_token_ids is not None:
+        raise RequestError(
+            "allowed_token_ids cannot be combined with a tool_choice that demands a call", param="allowed_token_ids"
+        )
     if forced is not None and language is not None:
         raise UnsupportedField(
             f"{language.param} together with a tool_choice that demands a call is not built: the answer is the call",
@@ -56,6 +61,7 @@ def answer_language(body: ChatRequest, family: Family) -> GrammarSpec | None:
         is_single = body.parallel_tool_calls is False
         return GrammarSpec("lark", either_lark(tools, json.loads(language.text), is_single=is_single), language.param)
     is_strict = forced is None and is_hermes and any(tool.function.strict for tool in tools)
+    is_strict = is_strict and body.allowed_token_ids is None
     if is_strict:
         refuse_min_tokens(body)
     return GrammarSpec("lark", strict_lark(tools), "tools") if is_strict else forced

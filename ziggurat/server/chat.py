@@ -37,7 +37,7 @@ def make_router(rooms: Rooms) -> APIRouter:
             options = template_options(body, service.family)
             messages = [message.for_template() for message in body.messages]
             size = sum(len(message["content"] or "") for message in messages)
-            prompt_ids = await off_loop(lambda: service.encode_chat(messages, options), size)
+            prompt_ids = await off_loop(lambda: body.kept(service.encode_chat(messages, options)), size)
         conversation = await converse(service, body, prompt_ids)
         has_special = shows_special(body, service.family)
         params = sampling_params(body, service.default_sampling, conversation.mask, shows_special=has_special)

@@ -24,7 +24,7 @@ from ziggurat.server.schemas import CompletionRequest
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
 from ziggurat.server.sse import ChunkFrame
-from ziggurat.server.structured import language_of
+from ziggurat.server.structured import allowed_tokens, language_of
 
 
 def make_router(rooms: Rooms) -> APIRouter:
@@ -43,7 +43,9 @@ def make_router(rooms: Rooms) -> APIRouter:
             prompts, echoes = await off_loop(lambda: encode_prompts(service, body), size)
 
         spec = language_of(body)
-        mask = None if spec is None else await service.compile_grammar(spec, body.output_limit, "none")
+        mask: LogitsMask | None = allowed_tokens(body, service.vocab_size)
+        if spec is not None:
+            mask = await service.compile_grammar(spec, body.output_limit, "none")
         params = sampling_params(body, service.default_sampling, mask)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
@@ -58,9 +60,15 @@ def make_router(rooms: Rooms) -> APIRouter:
 
 def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
     """Token ids of every prompt, and the text that ``echo`` puts before its answers."""
-    prompts = [service.encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    has_special = body.add_special_tokens is not False
+    prompts = [
+        body.kept(service.encode(prompt, add_special_tokens=has_special) if isinstance(prompt, str) else prompt)
+        for prompt in body.prompt
+    ]
     if not body.echo:
         return prompts, [""] * len(prompts)
+    if body.truncate_prompt_tokens is not None:
+        return prompts, [service.decode(prompt) for prompt in prompts]
     return prompts, [prompt if isinstance(prompt, str) else service.decode(prompt) for prompt in body.prompt]
 
 

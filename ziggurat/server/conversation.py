@@ -18,7 +18,7 @@ from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.parsers import PARSERS, MessageReader, NamedCall, RequiredCalls, ThoughtReader, ToolParser
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.service import Service
-from ziggurat.server.structured import must_call, offered_tools
+from ziggurat.server.structured import allowed_tokens, must_call, offered_tools
 from ziggurat.server.turns import NamedTool
 
 # The marks of thoughts stand at the very end of a prompt.
@@ -78,7 +78,9 @@ async def converse(service: Service, body: ChatRequest, prompt_ids: Sequence[int
     family = service.family
     thoughts = thoughts_after(service, family, prompt_ids)
     spec = answer_language(body, family)
-    mask = None if spec is None else await service.compile_grammar(spec, body.output_limit, thoughts)
+    mask: LogitsMask | None = allowed_tokens(body, service.vocab_size)
+    if spec is not None:
+        mask = await service.compile_grammar(spec, body.output_limit, thoughts)
     return Conversation(family=family, thoughts=thoughts, mask=mask)
 
 

@@ -15,8 +15,6 @@ from ziggurat.server.errors import UnsupportedField
 _COMMON: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "allowed_token_ids": (),
     "bad_words": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
@@ -26,11 +24,11 @@ _COMMON: Mapping[str, tuple[Any, ...]] = {
     "kv_transfer_params": (),
     "use_beam_search": (False,),
     "length_penalty": (1.0, 1),
-    "add_special_tokens": (),
     "logits_processors": ([],),
 }
 CHAT_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **_COMMON,
+    "add_special_tokens": (False,),
     "functions": ([],),
     "function_call": ("none",),
     "audio": (),

@@ -101,6 +101,8 @@ class CommonRequest(Strict):
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
     cache_salt: str | None = Field(None, min_length=1)
     skip_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[list[int] | None, FailFast()] = Field(None, min_length=1)
+    truncate_prompt_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     # The older spellings of structured_outputs.
@@ -144,6 +146,11 @@ class CommonRequest(Strict):
     @property
     def wants_running_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    def kept(self, prompt_ids: list[int]) -> list[int]:
+        """The prompt, or its end if ``truncate_prompt_tokens`` says so."""
+        limit = self.truncate_prompt_tokens
+        return prompt_ids if limit is None else prompt_ids[-limit:]
 
     @property
     def num_choices(self) -> int:
@@ -213,6 +220,7 @@ class CompletionRequest(CommonRequest):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod

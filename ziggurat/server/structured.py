@@ -11,6 +11,7 @@ from pydantic import FailFast, Field, model_validator
 
 from ziggurat.engine.grammar import GrammarSpec
 from ziggurat.errors import RequestError
+from ziggurat.scheduling.masks import AllowedTokens
 from ziggurat.server.turns import NAME, AllowedToolChoice, Strict, Tool, chosen_names, not_built
 
 if TYPE_CHECKING:
@@ -93,7 +94,27 @@ def language_of(body: ChatRequest | CompletionRequest) -> GrammarSpec | None:
         raise RequestError(f"{names} both say what the answer is; send one of them", param=specs[1].param)
     if specs:
         refuse_min_tokens(body)
+    if specs and body.allowed_token_ids is not None:
+        raise RequestError(
+            f"{specs[0].param} and allowed_token_ids both say what the answer is; send one of them",
+            param="allowed_token_ids",
+        )
     return specs[0] if specs else None
+
+
+def allowed_tokens(body: ChatRequest | CompletionRequest, vocab_size: int) -> AllowedTokens | None:
+    """The mask of ``allowed_token_ids``.
+
+    Raises:
+        RequestError: an id is not in the vocabulary.
+    """
+    for token_id in body.allowed_token_ids or ():
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"allowed_token_ids: token {token_id} is not in the vocabulary (ids 0 to {vocab_size - 1})",
+                param="allowed_token_ids",
+            )
+    return None if body.allowed_token_ids is None else AllowedTokens(body.allowed_token_ids, vocab_size)
 
 
 def refuse_min_tokens(body: ChatRequest | CompletionRequest) -> None:

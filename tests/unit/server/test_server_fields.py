@@ -159,6 +159,31 @@ def test_priority_salt_and_id_reach_the_engine() -> None:
     assert (request.request_id, request.priority, request.cache_salt) == ("cmpl-mine", -3, "tenant")
 
 
+def test_the_end_of_a_prompt_and_special_tokens() -> None:
+    async def work(client: Any, service: Any) -> Any:
+        service.has_bos = True
+        for body in ({}, {"add_special_tokens": False}, {"truncate_prompt_tokens": 2, "echo": True}):
+            answer = await client.post(COMPLETIONS, json={"prompt": "abc", "max_tokens": 1, **body})
+        await client.post(CHAT, json={"messages": HELLO, "truncate_prompt_tokens": 11, "add_special_tokens": False})
+        return [service.decode(each.prompt_ids) for each in service.requests], answer.json()["choices"][0]["text"]
+
+    prompts, text = talk(work)
+    assert prompts == ["abc", "abc", "bc", "<assistant>"] and text.startswith("bc")
+
+
+def test_allowed_tokens_become_a_mask() -> None:
+    for path, body in ((CHAT, {"messages": HELLO}), (COMPLETIONS, {"prompt": "x"})):
+        params = params_of(path, {**body, "allowed_token_ids": [3, 9]})
+        assert params.logits_mask is not None
+        bits = params.logits_mask.mask(params.logits_mask.start([]))
+        assert [index for index in range(8 * len(bits)) if bits[index >> 3] >> (index & 7) & 1] == [3, 9]
+        for wrong in ([-1], [10**6], []):
+            error = error_of(post(path, {**body, "allowed_token_ids": wrong}), 400)
+            assert error["param"] == "allowed_token_ids"
+        error = error_of(post(path, {**body, "allowed_token_ids": [3], "guided_regex": "a"}), 400)
+        assert error["param"] == "allowed_token_ids"
+
+
 @pytest.mark.parametrize("name", ["user", "store", "metadata", "safety_identifier", "prompt_cache_key"])
 def test_bookkeeping_is_accepted(name: str) -> None:
     value = {"store": True, "metadata": {"a": "b"}}.get(name, "x")
@@ -173,7 +198,7 @@ def test_bookkeeping_is_accepted(name: str) -> None:
         ("guided_whitespace_pattern", "x"),
         ("functions", [{"name": "f"}]),
         ("echo", True),
-        ("allowed_token_ids", [1]),
+        ("bad_words", ["x"]),
         ("modalities", ["text", "audio"]),
     ],
 )
