@@ -89,15 +89,21 @@ class Grammar:
     num_mask_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """After ``num_tokens``. ``exit`` are the tokens that close the text, once nothing else may come; it is looked for again when
-    no more than ``look_again`` tokens are left."""
+@dataclass(slots=True)
+class _Text:
+    """A text in the making: the matcher that has consumed ``tokens``. A state is a text and how many of its tokens it has seen.
+
+    Attributes:
+        num_left: tokens that may still come.
+        look_again: a way out is looked for when no more than this are left.
+        exit: the tokens that close the text, once nothing else may come.
+    """
 
     matcher: Any
     num_left: int
     look_again: int
-    exit: tuple[int, ...] | None = None
+    tokens: list[int] = field(default_factory=list)
+    exit: list[int] | None = None
 
 
 class GrammarMask:
@@ -130,45 +136,73 @@ class GrammarMask:
         if self._max_tokens is not None:
             num_left = min(num_left, self._max_tokens)
         self._num_total = num_left
-        num_left -= num_used
-        look_again = num_left if self._grammar.closer is not None else 0
-        return self._exit_of(_State(self._grammar.root.deep_copy(), num_left, look_again))
+        return self._new_text(num_left - num_used), 0
 
     def mask(self, state: Any) -> Any:
         """See `LogitsMask.mask`."""
-        if state.exit:
-            return _only(state.exit[0], self._grammar.num_mask_bytes)
-        bits = state.matcher.compute_bitmask()
-        if why := _trouble(state.matcher, bits):
+        text, _ = self._current(state)
+        if text.exit:
+            return _only(text.exit[0], self._grammar.num_mask_bytes)
+        bits = text.matcher.compute_bitmask()
+        if why := _trouble(text.matcher, bits):
             raise self._failed(why)
         return bits
 
     def advance(self, state: Any, token_id: int) -> Any:
         """See `LogitsMask.advance`."""
-        matcher = state.matcher.deep_copy()
-        if not matcher.consume_token(token_id):
-            raise self._failed(_trouble(matcher))
-        if state.exit:
-            return _State(matcher, state.num_left - 1, 0, state.exit[1:])
-        return self._exit_of(_State(matcher, state.num_left - 1, state.look_again))
+        text, num_seen = self._current(state)
+        self._consume(text, token_id)
+        return text, num_seen + 1
+
+    def _new_text(self, num_left: int) -> _Text:
+        # While more than the longest way out are left, none has to be looked for.
+        look_again = MAX_EXIT_TOKENS + MAX_SLACK_TOKENS if self._grammar.closer is not None else 0
+        text = _Text(self._grammar.root.deep_copy(), num_left, look_again)
+        if num_left <= look_again:
+            self._look_for_exit(text)
+        return text
+
+    def _current(self, state: tuple[_Text, int]) -> tuple[_Text, int]:
+        """The state with a matcher that is where it is: its own, or, when another state has gone on with that, a new one.
+
+        Copying the matcher for every token would cost more than what it does with one.
+        """
+        text, num_seen = state
+        if len(text.tokens) == num_seen:
+            return state
+        other = self._new_text(text.num_left + len(text.tokens))
+        for token_id in text.tokens[:num_seen]:
+            self._consume(other, token_id)
+        return other, num_seen
+
+    def _consume(self, text: _Text, token_id: int) -> None:
+        if not text.matcher.consume_token(token_id):
+            raise self._failed(_trouble(text.matcher))
+        text.tokens.append(token_id)
+        text.num_left -= 1
+        if text.exit:
+            del text.exit[0]
+        elif text.exit is None and text.num_left <= text.look_again:
+            self._look_for_exit(text)
 
     def was_closed(self, num_output_tokens: int) -> bool:
         """Whether the continuation that ended with so many tokens was closed because they ran out."""
         return num_output_tokens in self._closed_counts
 
-    def _exit_of(self, state: _State) -> _State:
-        """The state, with its way out if it has to be taken now."""
-        if self._grammar.closer is None or state.num_left > state.look_again:
-            return state
-        path = self._grammar.closer.path(state.matcher, min(state.num_left, MAX_EXIT_TOKENS))
+    def _look_for_exit(self, text: _Text) -> None:
+        """Take the way out if it has to be taken now, or say when to look again."""
+        if self._grammar.closer is None:
+            return
+        path = self._grammar.closer.path(text.matcher, min(text.num_left, MAX_EXIT_TOKENS))
         if path is None:  # further away than that, or there is none: to look at every token would cost too much
-            return _State(state.matcher, state.num_left, state.num_left - max(1, state.num_left // 16))
-        slack = state.num_left - len(path)
+            text.look_again = text.num_left - max(1, text.num_left // 16)
+            return
+        slack = text.num_left - len(path)
         if slack <= min(MAX_SLACK_TOKENS, 2 + self._num_total // 16):
-            self._closed_counts.add(self._num_total - state.num_left + len(path))
-            return _State(state.matcher, state.num_left, 0, tuple(path))
-        # One token may open much, so the look-out becomes closer as the slack shrinks.
-        return _State(state.matcher, state.num_left, state.num_left - max(1, slack // 8))
+            self._closed_counts.add(self._num_total - slack)
+            text.exit = path
+        else:  # one token may open much, so the look-out becomes closer as the slack shrinks
+            text.look_again = text.num_left - max(1, slack // 8)
 
     def _failed(self, why: str) -> EngineError:
         self.failure = f"too complex to follow: {why}"

@@ -100,7 +100,7 @@ class Sampler:
         """Mask, bias, minimum length and penalties, in place."""
         params, scores = request.params, self._scores
         if (allowed := self._masks.allowed(request)) is not None:
-            np.copyto(scores, -np.inf, where=np.logical_not(allowed, out=allowed))
+            np.putmask(scores, np.logical_not(allowed, out=allowed), -np.inf)
         for token_id, bias in params.logit_bias.items():
             scores[token_id] += bias
         if len(request.output_ids) < params.min_tokens:

@@ -68,7 +68,7 @@ class MaskStates:
         if len(packed) * 8 < self._vocab_size:
             raise EngineError(f"{where} has {len(packed) * 8} bits for a vocabulary of {self._vocab_size} tokens")
         allowed = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
-        if not allowed.any():
+        if not allowed[allowed.argmax()]:
             raise EngineError(f"{where} allows no token after {num_tokens} tokens")
         return allowed
 
