@@ -202,7 +202,7 @@ class GrammarMask:
             self._closed_counts.add(self._num_total - slack)
             text.exit = path
         else:  # one token may open much, so the look-out becomes closer as the slack shrinks
-            text.look_again = text.num_left - max(1, slack // 8)
+            text.look_again = text.num_left - max(1, slack // (8 if slack < 4 * MAX_SLACK_TOKENS else 2))
 
     def _failed(self, why: str) -> EngineError:
         self.failure = f"too complex to follow: {why}"
