@@ -9,7 +9,10 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.chat_template import TemplateOptions
+from ziggurat.engine.families import Family, Thoughts
+from ziggurat.engine.grammar import GrammarSpec
+from ziggurat.engine.types import AnyRequest, EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, KVCapacityExceeded, QueueFull, RequestError
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
@@ -19,9 +22,23 @@ WORDS = ("the", "ziggurat", "rises", "in", "steps", "each", "one", "of", "brick"
 FIRST_WORD_ID = 256
 KV_BYTES_PER_TOKEN = 1024
 EOS_AFTER = 24
+BOS_ID = 1
 BLOCK_TOKENS = 16
 MIB = 1 << 20
 STARTED_S = time.monotonic()
+
+
+class AnyMask:
+    """Allows everything."""
+
+    def start(self, prompt_ids: Sequence[int]) -> None:
+        return None
+
+    def mask(self, state: None) -> None:
+        return None
+
+    def advance(self, state: None, token_id: int) -> None:
+        return None
 
 
 class FakeService:
@@ -30,6 +47,7 @@ class FakeService:
     Args:
         step_s: time per token.
         max_running, max_waiting: beyond them requests wait, then get QueueFull.
+        script: (attribute) pieces of text that every continuation says instead of words, one per token.
         is_holding_text: every second token brings the text of two, as incomplete characters do.
     """
 
@@ -46,8 +64,14 @@ class FakeService:
     ) -> None:
         self.model_names: Sequence[str] = ("fake-1", "fake")
         self.max_model_len = max_model_len
+        self.vocab_size = FIRST_WORD_ID + 10 * len(WORDS)
         self.default_sampling: Mapping[str, Any] = default_sampling or {}
         self.requests: list[GenerateRequest] = []
+        self.template_options: list[TemplateOptions] = []
+        self.has_bos = False
+        self.family = Family()
+        self.script: list[str] | None = None
+        self.specs: list[tuple[GrammarSpec, int | None, Thoughts]] = []
         self.aborted: list[str] = []
         self.running: dict[str, int] = {}
         self.since_s: dict[str, float] = {}
@@ -65,10 +89,12 @@ class FakeService:
         self._is_draining = False
         self._gives_up = False
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [*([BOS_ID] if add_special_tokens and self.has_bos else []), *text.encode()]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if skip_special_tokens:
+            token_ids = [token_id for token_id in token_ids if token_id != BOS_ID]
         return b"".join(self.token_bytes(token_id) for token_id in token_ids).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -76,12 +102,14 @@ class FakeService:
             return bytes([token_id])
         return (" " + WORDS[(token_id - FIRST_WORD_ID) % len(WORDS)]).encode()
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: TemplateOptions) -> list[int]:
+        self.template_options.append(options)
         if messages[0]["role"] == "assistant":
             raise RequestError("the conversation must begin with a user or system turn", param="messages")
-        return self.encode("".join(f"<{turn['role']}>{turn['content']}" for turn in messages) + "<assistant>")
+        text = "".join(f"<{turn['role']}>{turn['content']}" for turn in messages)
+        return self.encode(text + "<assistant>" * options.add_generation_prompt, add_special_tokens=False)
 
-    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+    async def start(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         if self.broken is not None:
             raise EngineError(self.broken)
         if self._is_draining:
@@ -105,10 +133,10 @@ class FakeService:
             )
         if self._slots.locked() and self._num_waiting >= self._max_waiting:
             raise QueueFull(f"{self._num_waiting} requests are waiting already; try again in 3 s", retry_after_s=3)
-        self.requests.append(request)
+        self.requests.append(request)  # type: ignore[arg-type]
         return self._run(request)
 
-    async def _run(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+    async def _run(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         is_done = False
         self._num_waiting += 1
         arrived_s = time.monotonic()
@@ -122,14 +150,44 @@ class FakeService:
         self.queue_s[request.request_id] = time.monotonic() - arrived_s
         self.since_s[request.request_id] = time.monotonic()
         try:
-            async for output in self._words(request):
+            outputs = self._embedded(request) if isinstance(request, EmbedRequest) else self._words(request)
+            async for output in outputs:
                 yield output
             is_done = True
         finally:
             self._slots.release()
-            del self.running[request.request_id], self.since_s[request.request_id]
+            self.running.pop(request.request_id, None)
+            del self.since_s[request.request_id]
             if not is_done:
                 self.aborted.append(request.request_id)
+
+    async def _embedded(self, request: EmbedRequest) -> AsyncIterator[GenerateOutput]:
+        """Number of tokens, first token, 1 if normalized."""
+        await asyncio.sleep(self._step_s)
+        yield GenerateOutput(
+            request_id=request.request_id,
+            index=0,
+            text="",
+            tokens=(),
+            finish_reason="stop" if self.fail_after is None else "error",
+            stop_reason=None,
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=0,
+            num_output_tokens=0,
+            error=None if self.fail_after is None else "the fake engine was told to fail",
+            embedding=(float(len(request.prompt_ids)), float(request.prompt_ids[0]), float(request.normalize))
+            if self.fail_after is None
+            else None,
+        )
+
+    async def compile_grammar(self, spec: GrammarSpec, max_tokens: int | None, thoughts: Thoughts) -> AnyMask:
+        self.specs.append((spec, max_tokens, thoughts))
+        return AnyMask()
+
+    async def reset_prefix_cache(self) -> int:
+        num_blocks = len(self._prefixes)
+        self._prefixes.clear()
+        return num_blocks
 
     async def _words(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
         num_prompt, params = len(request.prompt_ids), request.params
@@ -190,6 +248,9 @@ class FakeService:
         self, params: Any, so_far: str, token_id: int, step: int, limit: int
     ) -> tuple[str, FinishReason | None, str | int | None]:
         text = self.token_bytes(token_id).decode("utf-8", "replace")
+        if self.script is not None:
+            is_over = step + 1 >= len(self.script)
+            return self.script[step], "stop" if is_over else "length" if step + 1 == limit else None, None
         for stop in params.stop:
             if stop in so_far + text:
                 end = (so_far + text).index(stop) + (len(stop) if params.include_stop_str_in_output else 0)

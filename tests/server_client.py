@@ -17,6 +17,7 @@ from ziggurat.server.config import ServerConfig
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 HELLO = [{"role": "user", "content": "hello"}]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ziggurat.engine.driver import ThreadDriver
 from ziggurat.engine.handover import Handover
 from ziggurat.engine.interface import EngineInterface, ModelInfo
-from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.engine.types import AnyRequest, GenerateOutput
 from ziggurat.errors import Draining, EngineError
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class OutputStream:
     Closing it early aborts the request. Use `contextlib.aclosing`, or iterate to the end.
     """
 
-    def __init__(self, owner: AsyncEngine, request: GenerateRequest) -> None:
+    def __init__(self, owner: AsyncEngine, request: AnyRequest) -> None:
         self._owner = owner
         self._request = request
         self._queue: asyncio.Queue[GenerateOutput] = asyncio.Queue()
@@ -91,7 +91,7 @@ class AsyncEngine:
         """Requests accepted and not ended."""
         return len(self._unfinished)
 
-    async def submit(self, request: GenerateRequest) -> OutputStream:
+    async def submit(self, request: AnyRequest) -> OutputStream:
         """Start a request.
 
         Raises:
@@ -124,7 +124,7 @@ class AsyncEngine:
             raise
         return stream
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+    async def generate(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         """The outputs of one request. Errors of `submit` are raised at the first item; closing the generator aborts."""
         stream = await self.submit(request)
         try:
@@ -136,6 +136,10 @@ class AsyncEngine:
     def abort(self, request_id: str) -> None:
         """End a request; its stream, if somebody still reads it, gets its last outputs."""
         self._driver.abort(request_id)
+
+    async def reset_prefix_cache(self) -> int:
+        """`EngineInterface.reset_prefix_cache`, between two steps."""
+        return await asyncio.wrap_future(self._driver.call(self.engine.reset_prefix_cache))
 
     async def memory(self) -> dict[str, Any]:
         """`EngineInterface.memory`, taken between two steps."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,21 @@ _MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
 _MAX_REPEATED = 100_000
 _MAX_RANGE_TOTAL = 1_000_000
 _TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateOptions:
+    """How a conversation is rendered; see `ChatTemplate.render`.
+
+    Attributes:
+        tools: OpenAI's function tools, as the request has them.
+        variables: further variables of the template (``chat_template_kwargs``).
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _TemplateRefusal(jinja2.TemplateError):
@@ -171,6 +187,16 @@ class ChatTemplate:
         }
         text = self._generate(values)
         return _cut_after_last_content(text, plain) if continue_final_message else text
+
+    def render_with(self, messages: Sequence[Message], options: TemplateOptions) -> str:
+        """`render` with its options as one object."""
+        return self.render(
+            messages,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            tools=options.tools,
+            **options.variables,
+        )
 
     def _generate(self, values: dict[str, Any]) -> str:
         pieces: list[str] = []

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ziggurat.engine.interface import EngineInterface
-from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.engine.types import AnyRequest, GenerateOutput
 from ziggurat.errors import EngineError, ZigguratError
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class ThreadDriver:
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._is_stopping = False
         self._failure: str | None = None
-        self._open: dict[str, GenerateRequest] = {}
+        self._open: dict[str, AnyRequest] = {}
         self._unfinished: dict[str, set[int]] = {}
         self._thread = threading.Thread(target=self._run, name="ziggurat-engine", daemon=True)
 
@@ -65,7 +65,7 @@ class ThreadDriver:
         """Why the engine can no longer be used, or None."""
         return self._failure
 
-    def submit(self, request: GenerateRequest) -> Future[None]:
+    def submit(self, request: AnyRequest) -> Future[None]:
         """Add a request; the future carries what ``engine.add`` raised."""
         return self.call(lambda: self._add(request))
 
@@ -93,7 +93,7 @@ class ThreadDriver:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _add(self, request: AnyRequest) -> None:
         if request.request_id in self._open:
             raise EngineError(f"request id {request.request_id!r} is in use")
         self._engine.add(request)
@@ -175,7 +175,7 @@ def _carry_out(function: Callable[[], T], future: Future[T]) -> None:
         future.set_result(result)
 
 
-def _error_output(request: GenerateRequest, index: int, message: str) -> GenerateOutput:
+def _error_output(request: AnyRequest, index: int, message: str) -> GenerateOutput:
     return GenerateOutput(
         request_id=request.request_id,
         index=index,

@@ -26,7 +26,7 @@ from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
 from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
-from ziggurat.engine.weights import Progress, fill_random, read_checkpoint, weight_views
+from ziggurat.engine.weights import Progress, fill_weights, weight_views
 from ziggurat.errors import EngineError, RequestError
 from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
@@ -138,7 +138,11 @@ class Engine:
             seq_ids = self.core.add(request, arrival_s, pooling=pooling)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
-            detokenizer = None if self.tokenizer is None else self.tokenizer.stream()
+            detokenizer = (
+                None
+                if self.tokenizer is None
+                else self.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
+            )
             text = TextOutput(
                 detokenizer,
                 params.stop,
@@ -188,6 +192,13 @@ class Engine:
     def now(self) -> float:
         """The engine's clock, seconds."""
         return self._clock.now()
+
+    def reset_prefix_cache(self) -> int:
+        """See `EngineInterface.reset_prefix_cache`."""
+        self._check_open()
+        num_blocks = sum(group.cached for group in self.store.stats())
+        self.store.drop_cache()
+        return num_blocks
 
     def memory(self) -> dict[str, object]:
         """See `EngineInterface.memory`; documented in `report.memory_report`."""
@@ -373,19 +384,3 @@ def _make_core(
         seed=config.seed,
         order=ORDERS.get(config.scheduling_policy),
     )
-
-
-def fill_weights(
-    config: EngineConfig, source: ModelSource, resources: Resources, ops: KernelOps, progress: Progress | None
-) -> None:
-    """Weights into their arena: from the checkpoint, or random ones."""
-    plan = resources.fit.plan
-    views = weight_views(plan, resources.weights)
-    if config.load_format == "dummy":
-        fill_random(plan, views, ops, seed=config.seed, progress=progress)
-    else:
-        if source.quantized_as is not None:
-            message = "%s weights are decoded to %s while loading: they take the memory of %s, not of the file"
-            weight = source.formats.weight.name
-            _LOG.warning(message, source.quantized_as.upper(), weight, weight)
-        read_checkpoint(plan, views, source.tensors, ops, progress=progress)

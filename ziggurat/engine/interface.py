@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ziggurat.engine.chat_template import ChatTemplate
 from ziggurat.engine.tokenizer import Tokenizer
-from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.engine.types import AnyRequest, GenerateOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class EngineInterface(Protocol):
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
 
-    def add(self, request: GenerateRequest) -> None:
+    def add(self, request: AnyRequest) -> None:
         """Queue a request.
 
         Raises:
@@ -73,6 +73,10 @@ class EngineInterface(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
+        ...
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every cached block that no sequence holds; returns their number. Open sequences keep theirs."""
         ...
 
     def memory(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a row of logits to tokens: one row at a time, in scratch space taken once.
 
-Order of operations, vLLM's: log-probabilities of the untouched logits (for reports) | logits mask | logit bias, minimum length |
-repetition, frequency and presence penalties | greedy, or temperature | min-p | top-k | top-p | draw.
+Order of operations, vLLM's: log-probabilities of the untouched logits (for reports) | logit bias, minimum length |
+repetition, frequency and presence penalties | logits mask | greedy, or temperature | min-p | top-k | top-p | draw.
 
 The draw is counter-based: Philox keyed by (seed, position of the token). So a token depends on its own row, its own seed and its own
 position, never on the batch, the step or a preemption. Ties go to the lowest token id.
@@ -77,12 +77,17 @@ class Sampler:
         report = None if num_top is None else _Logprobs(row, self._scores, self._weights, num_top)
         position = len(request.prompt_ids) + len(request.output_ids)
         self._adjust(request)
+        # Only tokens that the mask allows are looked at: mostly few, and exp() is slow for -inf.
+        allowed = self._masks.allowed(request)
+        scores = self._scores if allowed is None else self._scores[allowed]
         if params.temperature == 0:
-            tokens = [int(self._scores.argmax())] * len(request.seeds)
-            if self._scores[tokens[0]] == -np.inf:
+            places = [int(scores.argmax())] * len(request.seeds)
+            if scores[places[0]] == -np.inf:
                 raise EngineError(f"no token is left to choose from for sequence {request.seq_ids[0]!r}")
         else:
-            tokens = self._draw(params, [uniform(seed, position) for seed in request.seeds], request.seq_ids[0])
+            points = [uniform(seed, position) for seed in request.seeds]
+            places = self._draw(scores, params, points, request.seq_ids[0])
+        tokens = places if allowed is None else [int(allowed[place]) for place in places]
         return [SampledToken(token_id=token) if report is None else report.of(token) for token in tokens]
 
     def score(self, row: F32, token_id: int, num_top: int, seq_id: str) -> SampledToken:
@@ -97,10 +102,8 @@ class Sampler:
         return replace(token, rank=1 + int(np.count_nonzero(row > row[token_id])))
 
     def _adjust(self, request: SampleRequest) -> None:
-        """Mask, bias, minimum length and penalties, in place."""
+        """Bias, minimum length and penalties, in place."""
         params, scores = request.params, self._scores
-        if (allowed := self._masks.allowed(request)) is not None:
-            np.copyto(scores, -np.inf, where=np.logical_not(allowed, out=allowed))
         for token_id, bias in params.logit_bias.items():
             scores[token_id] += bias
         if len(request.output_ids) < params.min_tokens:
@@ -113,8 +116,9 @@ class Sampler:
             ids, counts = np.unique(np.asarray(request.output_ids, dtype=np.int64), return_counts=True)
             scores[ids] -= params.frequency_penalty * counts + params.presence_penalty
 
-    def _draw(self, params: SamplingParams, points: Sequence[float], seq_id: str) -> list[int]:
-        scores, weights = self._scores, self._weights
+    def _draw(self, scores: F64, params: SamplingParams, points: Sequence[float], seq_id: str) -> list[int]:
+        """Places in ``scores``, which are used up."""
+        weights = self._weights[: len(scores)]
         best = float(scores.max())
         if best == -np.inf:
             raise EngineError(f"no token is left to choose from for sequence {seq_id!r}")

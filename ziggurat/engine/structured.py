@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits masks at work: the states of running sequences, and a packed mask as booleans. The protocol is `scheduling.masks.LogitsMask`."""
+"""Logits masks at work: the states of running sequences, and a packed mask as token ids. The protocol is `scheduling.masks.LogitsMask`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class MaskStates:
         self._max_states = max_states
         self._states: OrderedDict[str, _Progress] = OrderedDict()
 
-    def allowed(self, request: SampleRequest) -> NDArray[np.bool_] | None:
-        """bool [vocab_size] of the tokens that may come next, or None if all may.
+    def allowed(self, request: SampleRequest) -> NDArray[np.int64] | None:
+        """The tokens that may come next, ascending, or None if all may.
 
         Raises:
             EngineError: the mask failed, has too few bits, or allows nothing.
@@ -54,8 +54,6 @@ class MaskStates:
         mask = request.params.logits_mask
         if mask is None:
             return None
-        where = f"the logits mask of sequence {request.seq_ids[0]!r}"
-        num_tokens = len(request.output_ids)
         try:
             bits = mask.mask(self._state(mask, request))
             if bits is None:
@@ -63,13 +61,15 @@ class MaskStates:
             packed = np.frombuffer(bits, np.uint8)
         except Exception as failure:
             raise EngineError(
-                f"{where} failed after {num_tokens} tokens: {type(failure).__name__}: {failure}"
+                f"{_where(request)} failed after {len(request.output_ids)} tokens: {type(failure).__name__}: {failure}"
             ) from failure
         if len(packed) * 8 < self._vocab_size:
-            raise EngineError(f"{where} has {len(packed) * 8} bits for a vocabulary of {self._vocab_size} tokens")
-        allowed = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
-        if not allowed.any():
-            raise EngineError(f"{where} allows no token after {num_tokens} tokens")
+            raise EngineError(
+                f"{_where(request)} has {len(packed) * 8} bits for a vocabulary of {self._vocab_size} tokens"
+            )
+        allowed = np.flatnonzero(np.unpackbits(packed, count=self._vocab_size, bitorder="little"))
+        if not len(allowed):
+            raise EngineError(f"{_where(request)} allows no token after {len(request.output_ids)} tokens")
         return allowed
 
     def _state(self, mask: LogitsMask, request: SampleRequest) -> Any:
@@ -84,3 +84,7 @@ class MaskStates:
         if len(self._states) > self._max_states:
             self._states.popitem(last=False)
         return progress.state
+
+
+def _where(request: SampleRequest) -> str:
+    return f"the logits mask of sequence {request.seq_ids[0]!r}"

@@ -154,6 +154,10 @@ class Tokenizer:
             return bytes([int(token[3:5], 16)])
         return self.decode([token_id], skip_special_tokens=False).encode()
 
+    def to_json(self) -> str:
+        """The text of a ``tokenizer.json`` that makes the same tokens, without padding and truncation."""
+        return str(self._backend.to_str())
+
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text; bytes that are no character by themselves become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")

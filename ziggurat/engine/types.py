@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from ziggurat.errors import RequestError
 from ziggurat.scheduling.protocol import Pooling, SampledToken
@@ -54,6 +54,9 @@ class EmbedRequest:
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "last"):
             raise RequestError(f"pooling must be 'mean' or 'last', got {self.pooling!r}", param="pooling")
+
+
+AnyRequest: TypeAlias = GenerateRequest | EmbedRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

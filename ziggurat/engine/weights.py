@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from ziggurat.engine.checkpoint_files import CheckpointFiles
+from ziggurat.engine.config import EngineConfig
+from ziggurat.engine.resources import Resources
+from ziggurat.engine.sizing import ModelSource
 from ziggurat.errors import ModelError
 from ziggurat.kernels import PANEL_WIDTH, KernelOps
 from ziggurat.memory.arena import Arena
@@ -205,3 +208,19 @@ def _dummy_std(weight: PackedWeight, name: str) -> float | None:
     if weight.layout == "panels":
         return float(weight.in_features**-0.5)
     return _DUMMY_BIAS_STD if name.endswith(".bias") else None
+
+
+def fill_weights(
+    config: EngineConfig, source: ModelSource, resources: Resources, ops: KernelOps, progress: Progress | None
+) -> None:
+    """Weights into their arena: from the checkpoint, or random ones."""
+    plan = resources.fit.plan
+    views = weight_views(plan, resources.weights)
+    if config.load_format == "dummy":
+        fill_random(plan, views, ops, seed=config.seed, progress=progress)
+    else:
+        if source.quantized_as is not None:
+            message = "%s weights are decoded to %s while loading: they take the memory of %s, not of the file"
+            weight = source.formats.weight.name
+            _LOG.warning(message, source.quantized_as.upper(), weight, weight)
+        read_checkpoint(plan, views, source.tensors, ops, progress=progress)

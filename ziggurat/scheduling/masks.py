@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 
@@ -31,3 +31,29 @@ class LogitsMask(Protocol):
     def advance(self, state: Any, token_id: int) -> Any:
         """The state after one more sampled token."""
         ...
+
+
+class AllowedTokens:
+    """A `LogitsMask` that lets the same tokens come at every place, end-of-sequence tokens only if they are among them.
+
+    Args:
+        token_ids: at least one, all in the vocabulary.
+    """
+
+    def __init__(self, token_ids: Iterable[int], vocab_size: int) -> None:
+        bits = bytearray((vocab_size + 7) // 8)
+        for token_id in token_ids:
+            bits[token_id >> 3] |= 1 << (token_id & 7)
+        self._bits = bytes(bits)
+
+    def start(self, prompt_ids: Sequence[int]) -> None:
+        """See `LogitsMask.start`."""
+        return
+
+    def mask(self, state: None) -> bytes:
+        """See `LogitsMask.mask`."""
+        return self._bits
+
+    def advance(self, state: None, token_id: int) -> None:
+        """See `LogitsMask.advance`."""
+        return

@@ -39,6 +39,7 @@ class SamplingParams:
         logprobs: how many alternatives to report per token; None reports nothing, 0 the sampled token only.
         prompt_logprobs: the same for the tokens of the prompt. Such a prompt takes nothing from the prefix cache, because a cached
             token has keys and values but no logits; what it computes is cached for others.
+        skip_special_tokens: leave special tokens out of the text.
         logits_mask: which tokens may come next, for structured output.
 
     Raises:
@@ -64,6 +65,7 @@ class SamplingParams:
     logprobs: int | None = None
     best_of: int | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
     logits_mask: LogitsMask | None = None
 
     def __post_init__(self) -> None:

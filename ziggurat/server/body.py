@@ -142,8 +142,8 @@ def first_error(error: ValidationError, model: type[BaseModel]) -> Exception:
     if detail["type"] == "missing":
         return RequestError(f"the field {path!r} is required", param=path)
     message = detail["msg"].removeprefix("Value error, ")
-    if message.startswith("tools are not built"):
-        return UnsupportedField(f"{path}: {message}", feature="tools", param=path)
+    if detail["type"] == "not_built":
+        return UnsupportedField(f"{path}: {message}", feature=detail["ctx"]["feature"], param=path)
     param = path or named_field(message, model)
     return RequestError(f"{path}: {message}" if path else message, param=param)
 

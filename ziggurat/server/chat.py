@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,9 +13,11 @@ from starlette.responses import Response
 from ziggurat.engine.types import GenerateOutput
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
+from ziggurat.server.conversation import Conversation, converse, make_reader, shows_special, template_options
 from ziggurat.server.fields import CHAT_UNSUPPORTED
-from ziggurat.server.generation import Generation
+from ziggurat.server.generation import Generation, stop_reason
 from ziggurat.server.logprobs import chat_logprobs, prompt_logprobs
+from ziggurat.server.params import sampling_params
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
@@ -32,15 +34,20 @@ def make_router(rooms: Rooms) -> APIRouter:
         with rooms.bodies.hold() as held:
             body = await parse_body(request, held, ChatRequest, CHAT_UNSUPPORTED, max_model_len=service.max_model_len)
             model = check_model(service, body.model)
+            options = template_options(body, service.family)
             messages = [message.for_template() for message in body.messages]
-            size = sum(len(message["content"]) for message in messages)
-            prompt_ids = await off_loop(lambda: service.encode_chat(messages), size)
+            size = sum(len(message["content"] or "") for message in messages)
+            prompt_ids = await off_loop(lambda: body.kept(service.encode_chat(messages, options)), size)
+        conversation = await converse(service, body, prompt_ids)
+        has_special = shows_special(body, service.family)
+        params = sampling_params(body, service.default_sampling, conversation.mask, shows_special=has_special)
 
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
-            writer = ChatWriter(service, body, {"id": request_id, "created": created_unix_s, "model": model})
+            head = {"id": request_id, "created": created_unix_s, "model": model}
+            writer = ChatWriter(service, body, head, conversation)
             return Reply(collect=writer.collect, stream=writer.stream)
 
-        return await answer(rooms, request, body, new_id("chatcmpl", body), [prompt_ids], make_reply)
+        return await answer(rooms, request, body, new_id("chatcmpl", body.request_id), [prompt_ids], params, make_reply)
 
     return router
 
@@ -52,33 +59,34 @@ class ChatWriter:
         head: ``id``, ``created`` and ``model`` of the answer.
     """
 
-    def __init__(self, service: Service, body: ChatRequest, head: dict[str, Any]) -> None:
+    def __init__(self, service: Service, body: ChatRequest, head: dict[str, Any], conversation: Conversation) -> None:
         self._service = service
         self._body = body
         self._head = head
+        self._mask = conversation.mask
         self._num_top = body.num_logprobs
+        self._readers = [make_reader(body, conversation) for _ in range(body.num_choices)]
 
     async def collect(self, generation: Generation) -> dict[str, Any]:
         """The ``chat.completion`` object, once every choice has ended."""
-        texts: dict[int, list[str]] = {}
         tokens: dict[int, list[SampledToken]] = {}
         ends: dict[int, GenerateOutput] = {}
         scored: list[SampledToken] = []
         async for _, output in generation.outputs():
-            texts.setdefault(output.index, []).append(output.text)
+            self._readers[output.index].feed(output.text)
             tokens.setdefault(output.index, []).extend(output.tokens)
             scored += output.prompt_logprobs
             if output.finish_reason is not None:
+                self._readers[output.index].finish()
                 ends[output.index] = output
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+                "message": self._readers[index].message(),
                 "logprobs": self._logprobs(tokens[index]),
-                "finish_reason": ends[index].finish_reason,
-                "stop_reason": ends[index].stop_reason,
+                **self._end(ends[index]),
             }
-            for index in sorted(texts)
+            for index in sorted(ends)
         ]
         answer = {**self._named("chat.completion"), "choices": choices, "usage": generation.usage.to_json()}
         if self._body.prompt_logprobs is not None:
@@ -86,30 +94,44 @@ class ChatWriter:
         return answer
 
     async def stream(self, generation: Generation) -> AsyncIterator[bytes]:
-        """Role, text, finish reason, then the usage if it was asked for."""
+        """Role, thoughts, text and calls, finish reason, then the usage if it was asked for."""
         frame = ChunkFrame(self._named("chat.completion.chunk"), has_null_usage=self._body.wants_usage)
         for index in range(self._body.num_choices):
             yield frame.chunk(
                 {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             )
         async for _, output in generation.outputs():
-            has_logprobs = self._num_top is not None and bool(output.tokens)
-            if not output.text and not has_logprobs and output.finish_reason is None:
-                continue
-            choice = {
-                "index": output.index,
-                "delta": {"content": output.text} if output.text or has_logprobs else {},
-                "logprobs": self._logprobs(output.tokens) if has_logprobs else None,
-                "finish_reason": output.finish_reason,
-            }
-            if output.finish_reason is not None:
-                choice["stop_reason"] = output.stop_reason
-            yield frame.chunk(choice, generation.usage.to_json() if self._body.wants_running_usage else None)
+            usage = generation.usage.to_json() if self._body.wants_running_usage else None
+            for choice in self._deltas(output):
+                yield frame.chunk(choice, usage)
         if self._body.wants_usage:
             yield frame.usage_chunk(generation.usage.to_json())
+
+    def _deltas(self, output: GenerateOutput) -> list[dict[str, Any]]:
+        """The chunks of an output: none if it says nothing. Log-probabilities go with the first, the end with the last."""
+        reader, has_ended = self._readers[output.index], output.finish_reason is not None
+        deltas = reader.feed(output.text) + (reader.finish() if has_ended else [])
+        has_logprobs = self._num_top is not None and bool(output.tokens)
+        if not deltas and (has_logprobs or has_ended):
+            deltas = [{"content": ""} if has_logprobs else {}]
+        choices: list[dict[str, Any]] = [
+            {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
+        ]
+        if has_logprobs:
+            choices[0]["logprobs"] = self._logprobs(output.tokens)
+        if has_ended:
+            choices[-1] |= self._end(output)
+        return choices
+
+    def _end(self, output: GenerateOutput) -> dict[str, Any]:
+        has_calls = output.finish_reason == "stop" and self._readers[output.index].has_calls
+        return {
+            "finish_reason": "tool_calls" if has_calls else output.finish_reason,
+            "stop_reason": stop_reason(output, self._mask),
+        }
 
     def _named(self, kind: str) -> dict[str, Any]:
         return {"id": self._head["id"], "object": kind, "created": self._head["created"], "model": self._head["model"]}
 
-    def _logprobs(self, tokens: list[SampledToken] | tuple[SampledToken, ...]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
         return None if self._num_top is None else chat_logprobs(self._service, tokens, self._num_top)

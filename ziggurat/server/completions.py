@@ -13,15 +13,18 @@ from starlette.responses import Response
 
 from ziggurat.engine.ranking import Ranking
 from ziggurat.engine.types import GenerateOutput
+from ziggurat.scheduling.masks import LogitsMask
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
 from ziggurat.server.fields import COMPLETION_UNSUPPORTED
-from ziggurat.server.generation import Generation
+from ziggurat.server.generation import Generation, stop_reason
 from ziggurat.server.logprobs import CompletionLogprobs, prompt_logprobs
+from ziggurat.server.params import sampling_params
 from ziggurat.server.schemas import CompletionRequest
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
 from ziggurat.server.sse import ChunkFrame
+from ziggurat.server.structured import allowed_tokens, language_of
 
 
 def make_router(rooms: Rooms) -> APIRouter:
@@ -39,21 +42,33 @@ def make_router(rooms: Rooms) -> APIRouter:
             size = sum(len(prompt) for prompt in body.prompt)
             prompts, echoes = await off_loop(lambda: encode_prompts(service, body), size)
 
+        spec = language_of(body)
+        mask: LogitsMask | None = allowed_tokens(body, service.vocab_size)
+        if spec is not None:
+            mask = await service.compile_grammar(spec, body.output_limit, "none")
+        params = sampling_params(body, service.default_sampling, mask)
+
         def make_reply(request_id: str, created_unix_s: int) -> Reply:
             head = {"id": request_id, "object": "text_completion", "created": created_unix_s, "model": model}
-            writer = CompletionWriter(service, body, head, prompts, echoes)
+            writer = CompletionWriter(service, body, head, prompts, echoes, mask)
             return Reply(collect=writer.collect, stream=writer.stream)
 
-        return await answer(rooms, request, body, new_id("cmpl", body), prompts, make_reply)
+        return await answer(rooms, request, body, new_id("cmpl", body.request_id), prompts, params, make_reply)
 
     return router
 
 
 def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
     """Token ids of every prompt, and the text that ``echo`` puts before its answers."""
-    prompts = [service.encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    has_special = body.add_special_tokens is not False
+    prompts = [
+        body.kept(service.encode(prompt, add_special_tokens=has_special) if isinstance(prompt, str) else prompt)
+        for prompt in body.prompt
+    ]
     if not body.echo:
         return prompts, [""] * len(prompts)
+    if body.truncate_prompt_tokens is not None:
+        return prompts, [service.decode(prompt) for prompt in prompts]
     return prompts, [prompt if isinstance(prompt, str) else service.decode(prompt) for prompt in body.prompt]
 
 
@@ -82,6 +97,7 @@ class CompletionWriter:
     Args:
         prompts: token ids per prompt.
         echoes: per prompt, the text that comes before its answers.
+        mask: what the answers are held to.
     """
 
     def __init__(
@@ -91,12 +107,14 @@ class CompletionWriter:
         head: dict[str, Any],
         prompts: Sequence[Sequence[int]],
         echoes: Sequence[str],
+        mask: LogitsMask | None = None,
     ) -> None:
         self._service = service
         self._body = body
         self._head = head
         self._prompts = prompts
         self._echoes = echoes
+        self._mask = mask
         self._logprobs: dict[int, CompletionLogprobs] = {}
         if body.logprobs is not None:
             num_choices = len(echoes) * body.num_choices
@@ -125,7 +143,7 @@ class CompletionWriter:
             "text": self._echoes[prompt_index] + "".join(prompt.texts[number]),
             "logprobs": logprobs,
             "finish_reason": prompt.ends[number].finish_reason,
-            "stop_reason": prompt.ends[number].stop_reason,
+            "stop_reason": stop_reason(prompt.ends[number], self._mask),
         }
         if self._body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(self._service, prompt.scored, self._body.prompt_logprobs)
@@ -177,7 +195,7 @@ class CompletionWriter:
             "finish_reason": output.finish_reason,
         }
         if output.finish_reason is not None:
-            choice["stop_reason"] = output.stop_reason
+            choice["stop_reason"] = stop_reason(output, self._mask)
         return choice
 
 

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ziggurat.engine.async_engine import AsyncEngine
-from ziggurat.engine.chat_template import missing_template
+from ziggurat.engine.chat_template import TemplateOptions, missing_template
+from ziggurat.engine.families import THINK_CLOSE, THINK_OPEN, Family, Thoughts, family_of, with_tools
+from ziggurat.engine.grammar import GrammarCompiler, GrammarSpec
 from ziggurat.engine.interface import EngineInterface
+from ziggurat.engine.thinking import ThinkFirst
 from ziggurat.engine.tokenizer import Tokenizer
-from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.engine.types import AnyRequest, GenerateOutput
 from ziggurat.errors import RequestError
+from ziggurat.scheduling.masks import LogitsMask
 from ziggurat.server.errors import PromptTooLong
 from ziggurat.server.service import ServiceStats
 
@@ -51,33 +56,39 @@ class EngineService:
     def __init__(self, engine: EngineInterface) -> None:
         self._engine = engine
         self._async = AsyncEngine(engine)
+        self._grammars: GrammarCompiler | None = None
         self.model_names: Sequence[str] = (engine.model.name,)
+        template = engine.chat_template
+        self.family = Family() if template is None else family_of(template.source)
+        self.vocab_size = engine.model.vocab_size
         self.max_model_len = engine.model.max_model_len
         self.default_sampling: Mapping[str, Any] = engine.model.sampling_defaults
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Service.encode`."""
         refuse_hopeless(self._tokenizer(), text, self.max_model_len, "prompt")
-        return self._tokenizer().encode(text)
+        return self._tokenizer().encode(text, add_special_tokens=add_special_tokens)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """See `Service.decode`."""
-        return self._tokenizer().decode(token_ids)
+        return self._tokenizer().decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Service.token_bytes`; a model without tokenizer has no text, so its tokens show as their numbers."""
         tokenizer = self._engine.tokenizer
         return f"<{token_id}>".encode() if tokenizer is None else tokenizer.token_bytes(token_id)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: TemplateOptions) -> list[int]:
         """See `Service.encode_chat`."""
         tokenizer = self._tokenizer()
         if self._engine.chat_template is None:
             raise missing_template(self._engine.model.name)
         for message in messages:
-            refuse_hopeless(tokenizer, message["content"], self.max_model_len, "messages")
-        text = self._engine.chat_template.render(messages)
-        refuse_hopeless(tokenizer, text, self.max_model_len, "prompt")
+            refuse_hopeless(tokenizer, message["content"] or "", self.max_model_len, "messages")
+        if not self.family.has_tools:
+            messages, options = with_tools(messages, options.tools), replace(options, tools=())
+        text = self._engine.chat_template.render_with(messages, options)
+        refuse_hopeless(tokenizer, text, self.max_model_len, "messages")
         return tokenizer.encode(text, add_special_tokens=False)
 
     def _tokenizer(self) -> Tokenizer:
@@ -88,9 +99,31 @@ class EngineService:
             )
         return self._engine.tokenizer
 
-    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+    async def compile_grammar(self, spec: GrammarSpec, max_tokens: int | None, thoughts: Thoughts) -> LogitsMask:
+        """See `Service.compile_grammar`."""
+        model = self._engine.model
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self._tokenizer(), model.vocab_size, model.eos_ids, model.max_model_len)
+        mask = await self._grammars.compile(spec, max_tokens)
+        marks = [self._tokenizer().encode(mark, add_special_tokens=False) for mark in (THINK_OPEN, THINK_CLOSE)]
+        if thoughts not in ("expected", "opened") or any(len(ids) != 1 for ids in marks):
+            return mask
+        return ThinkFirst(
+            mask,
+            marks[0][0],
+            marks[1][0],
+            is_open=thoughts == "opened",
+            vocab_size=model.vocab_size,
+            eos_ids=model.eos_ids,
+        )
+
+    async def start(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         """See `Service.start`."""
         return await self._async.submit(request)
+
+    async def reset_prefix_cache(self) -> int:
+        """See `Service.reset_prefix_cache`."""
+        return await self._async.reset_prefix_cache()
 
     async def stats(self) -> ServiceStats:
         """See `Service.stats`."""
@@ -120,4 +153,6 @@ class EngineService:
 
     async def close(self) -> None:
         """See `Service.close`."""
+        if self._grammars is not None:
+            self._grammars.close()
         await self._async.close()

@@ -33,6 +33,12 @@ class InvalidApiKey(errors.RequestError):
     code = "invalid_api_key"
 
 
+class GrammarFailed(errors.RequestError):
+    """The language that the request asked for cannot be followed to its end."""
+
+    code = "invalid_grammar"
+
+
 class PromptTooLong(errors.ContextLengthExceeded):
     """So much longer than the context that counting stopped; ``num_prompt_tokens`` is how far it came."""
 

@@ -10,8 +10,12 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
+from ziggurat.engine.grammar import GrammarMask
+from ziggurat.engine.thinking import ThinkFirst
 from ziggurat.engine.types import GenerateOutput, GenerateRequest
 from ziggurat.errors import Draining, EngineError
+from ziggurat.scheduling.masks import LogitsMask
+from ziggurat.server.errors import GrammarFailed
 from ziggurat.server.metrics import RequestTimer
 from ziggurat.server.service import Service
 
@@ -46,6 +50,13 @@ class Usage:
         }
 
 
+def stop_reason(output: GenerateOutput, mask: LogitsMask | None) -> str | int | None:
+    """What ended a choice: a stop string or token, or ``max_tokens`` when a JSON text was closed because they ran out."""
+    if output.finish_reason != "stop" or not isinstance(mask, GrammarMask | ThinkFirst):
+        return output.stop_reason
+    return "max_tokens" if mask.was_closed(output.num_output_tokens) else output.stop_reason
+
+
 class Generation:
     """The engine's streams behind one HTTP request, merged. Its owner must call `close`, whatever happens.
 
@@ -77,6 +88,7 @@ class Generation:
 
         Raises:
             EngineError: the engine failed on the way.
+            GrammarFailed: the language that the request asked for is too complex to follow.
             Draining: the server gave the request up.
         """
         source = self._one() if len(self._streams) == 1 else self._merged()
@@ -84,6 +96,9 @@ class Generation:
             self.usage.add(prompt_index, output)
             self._timer.on_output(prompt_index, output)
             if output.finish_reason == "error":
+                mask = self._requests[prompt_index].params.logits_mask
+                if isinstance(mask, GrammarMask | ThinkFirst) and mask.failure is not None:
+                    raise GrammarFailed(f"the grammar of this request is {mask.failure}")
                 raise EngineError(output.error or "the engine failed while running this request")
             if output.finish_reason == "abort":
                 raise Draining("the request was ended because the server is shutting down")

@@ -8,11 +8,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ziggurat.server.embeddings import EmbeddingRequest
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
+from ziggurat.server.tokens import DetokenizeRequest, TokenizeRequest
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
 }
 
 

@@ -8,26 +8,46 @@ from typing import Any
 
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import RequestError
+from ziggurat.scheduling.masks import LogitsMask
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 
 # Fields whose name and meaning are the same in the body and in SamplingParams.
 SAME = (
     *("n", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("seed", "min_tokens", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos"),
+    *(
+        "seed",
+        "min_tokens",
+        "stop",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "ignore_eos",
+        "skip_special_tokens",
+    ),
 )
 # What a model's generation_config may set; the rest of it is not about sampling.
 MODEL_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def sampling_params(body: ChatRequest | CompletionRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+def sampling_params(
+    body: ChatRequest | CompletionRequest,
+    defaults: Mapping[str, Any],
+    mask: LogitsMask | None = None,
+    *,
+    shows_special: bool = False,
+) -> SamplingParams:
     """The request's sampling settings: its own, then the model's, then OpenAI's defaults.
+
+    Args:
+        mask: keeps the answer within a language.
+        shows_special: leave special tokens in the text unless the request says otherwise.
 
     Raises:
         RequestError: a value is out of range; ``param`` is the field as the request names it.
     """
     settings = {name: defaults[name] for name in MODEL_DEFAULTS if defaults.get(name) is not None}
     settings |= {name: getattr(body, name) for name in SAME if getattr(body, name) is not None}
+    settings.setdefault("skip_special_tokens", not shows_special)
     if isinstance(body, CompletionRequest) and body.best_of is not None:
         settings["best_of"] = body.best_of
     if body.logit_bias:
@@ -37,6 +57,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, defaults: Mapping[str
             max_tokens=body.output_limit,
             logprobs=body.num_logprobs,
             prompt_logprobs=body.num_prompt_logprobs,
+            logits_mask=mask,
             **settings,
         )
     except RequestError as error:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import FailFast, Field, WithJsonSchema, field_validator, model_validator
 
 from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
+from ziggurat.server.structured import ResponseFormat, StructuredOutputs
+from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
 MAX_ID_LENGTH = 128
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
@@ -21,10 +23,6 @@ _IDS = {"type": "array", "items": {"type": "integer"}}
 Stop = Annotated[
     list[str] | None, FailFast(), WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]})
 ]
-Content = Annotated[
-    str | None,
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}),
-]
 Prompts = Annotated[
     list[str | list[int]],
     FailFast(),
@@ -32,10 +30,40 @@ Prompts = Annotated[
 ]
 
 
-class Strict(BaseModel):
-    """No coercion, no unknown fields."""
+def list_prompts(value: object) -> object:
+    """One prompt, or many, as a list of prompts.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+    if value and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+        return [value]
+    is_texts = all(isinstance(item, str) for item in value)
+    is_ids = all(isinstance(item, list) and all(type(token) is int for token in item) for item in value)
+    if not is_texts and not is_ids:
+        raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+    return value
+
+
+def check_prompts(value: list[str | list[int]]) -> list[str | list[int]]:
+    """The prompts, none of them empty.
+
+    Raises:
+        ValueError: one is, or there is none, or a token id is negative.
+    """
+    if not value:
+        raise ValueError("is empty; send at least one text or one list of token ids")
+    for index, prompt in enumerate(value):
+        if len(prompt) == 0:
+            where = "" if len(value) == 1 else f" (number {index} of the list)"
+            raise ValueError(f"is empty{where}; send at least one character or token id")
+        if isinstance(prompt, list) and min(prompt) < 0:
+            raise ValueError(f"token ids must be at least 0, got {min(prompt)}")
+    return value
 
 
 class StreamOptions(Strict):
@@ -72,6 +100,16 @@ class CommonRequest(Strict):
     priority: int | None = None
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
     cache_salt: str | None = Field(None, min_length=1)
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[list[int] | None, FailFast()] = Field(None, min_length=1)
+    truncate_prompt_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # The older spellings of structured_outputs.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str] | None, FailFast()] = Field(None, min_length=1)
+    guided_grammar: str | None = None
     # Bookkeeping and hints that change no answer: accepted, unused.
     user: str | None = None
     store: bool | None = None
@@ -109,6 +147,11 @@ class CommonRequest(Strict):
     def wants_running_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
+    def kept(self, prompt_ids: list[int]) -> list[int]:
+        """The prompt, or its end if ``truncate_prompt_tokens`` says so."""
+        limit = self.truncate_prompt_tokens
+        return prompt_ids if limit is None else prompt_ids[-limit:]
+
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
@@ -119,48 +162,6 @@ class CommonRequest(Strict):
         return self.prompt_logprobs
 
 
-class ChatMessage(Strict):
-    """One turn. The nullable fields after ``name`` come back when a client sends an assistant's message as it received it."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content = None
-    name: str | None = None
-    refusal: None = None
-    annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: list[Any] | None = None
-    tool_call_id: str | None = None
-    reasoning: None = None
-    reasoning_content: None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        texts = []
-        for part in value:
-            if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") != "text":
-                kind = part.get("type") if isinstance(part, dict) else None
-                raise ValueError(f"content parts must be of type 'text' with a text, got type {str(kind)[:40]!r}")
-            texts.append(part["text"])
-        return "".join(texts)
-
-    @model_validator(mode="after")
-    def _check(self) -> ChatMessage:
-        if self.role in ("tool", "function") or self.tool_calls:
-            raise ValueError("tools are not built in this version of Ziggurat: no tool role and no tool_calls")
-        if self.content is None:
-            raise ValueError(f"content of a message of role {self.role!r} must be a string or a list of text parts")
-        return self
-
-    def for_template(self) -> dict[str, str]:
-        """What a chat template sees; OpenAI's 'developer' is everybody else's 'system'."""
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
-        return turn if self.name is None else {**turn, "name": self.name}
-
-
 class ChatRequest(CommonRequest):
     """Body of POST /v1/chat/completions."""
 
@@ -169,6 +170,28 @@ class ChatRequest(CommonRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
+    tools: Annotated[list[Tool] | None, FailFast()] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: TemplateKwargs = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools must have different names, and two of them are the same")
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise ValueError("tool_choice asks for a call and there are no tools; send them")
+        for name in chosen_names(self.tool_choice):
+            if name not in names:
+                raise ValueError(f"tool_choice names {name!r}, which is not among the tools: {', '.join(names)}")
+        if self.continue_final_message and (self.add_generation_prompt or self.messages[-1].role != "assistant"):
+            raise ValueError("continue_final_message needs a last turn of the assistant and no add_generation_prompt")
+        return self
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatRequest:
@@ -197,32 +220,17 @@ class CompletionRequest(CommonRequest):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
     def _many_prompts(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [value]
-        if not isinstance(value, list):
-            raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            return [value]
-        is_texts = all(isinstance(item, str) for item in value)
-        is_ids = all(isinstance(item, list) and all(type(token) is int for token in item) for item in value)
-        if not is_texts and not is_ids:
-            raise ValueError("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
-        return value
+        return list_prompts(value)
 
     @field_validator("prompt")
     @classmethod
     def _no_empty(cls, value: list[str | list[int]]) -> list[str | list[int]]:
-        for index, prompt in enumerate(value):
-            if len(prompt) == 0:
-                where = "" if len(value) == 1 else f" (number {index} of the list)"
-                raise ValueError(f"is empty{where}; send at least one character or token id")
-            if isinstance(prompt, list) and min(prompt) < 0:
-                raise ValueError(f"token ids must be at least 0, got {min(prompt)}")
-        return value
+        return check_prompts(value)
 
     @model_validator(mode="after")
     def _check_size(self) -> CompletionRequest:

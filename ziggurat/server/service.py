@@ -7,7 +7,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ziggurat.engine.types import GenerateOutput, GenerateRequest
+from ziggurat.engine.chat_template import TemplateOptions
+from ziggurat.engine.families import Family, Thoughts
+from ziggurat.engine.grammar import GrammarSpec
+from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.scheduling.masks import LogitsMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class Service(Protocol):
 
     Attributes:
         model_names: names that requests may use; the first is the one that answers carry.
+        family: how the model writes calls and thoughts.
+        vocab_size: token ids are below this.
         max_model_len: tokens per sequence, prompt and output.
         default_sampling: sampling settings of the model's generation_config, by `SamplingParams`' names; a request's own win.
     """
@@ -45,16 +51,22 @@ class Service(Protocol):
     def model_names(self) -> Sequence[str]: ...
 
     @property
+    def family(self) -> Family: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
     def max_model_len(self) -> int: ...
 
     @property
     def default_sampling(self) -> Mapping[str, Any]: ...
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a completion prompt, special tokens of the model added. Thread-safe."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Thread-safe."""
         ...
 
@@ -62,19 +74,36 @@ class Service(Protocol):
         """The bytes that a token stands for; half a character is possible."""
         ...
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation through the model's chat template, the assistant's turn opened. Thread-safe.
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: TemplateOptions) -> list[int]:
+        """Token ids of a conversation through the model's chat template. Thread-safe.
 
         Raises:
             RequestError: the template refuses the conversation.
         """
         ...
 
-    async def start(self, request: GenerateRequest) -> AsyncIterator[GenerateOutput]:
+    async def compile_grammar(self, spec: GrammarSpec, max_tokens: int | None, thoughts: Thoughts) -> LogitsMask:
+        """The mask that keeps one request, which may generate ``max_tokens``, within a language; behind its thoughts if it has some.
+
+        Raises:
+            RequestError: it is not valid, too large or too costly.
+            UnsupportedFeature: the library for it is not installed.
+        """
+        ...
+
+    async def start(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         """Admit a request. Closing (``aclose``) or cancelling the iterator aborts it and gives its memory back.
 
         Raises:
             RequestError: refused: it does not fit the context or the KV pool, or the queue is full.
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget every cached block that no request holds; returns their number.
+
+        Raises:
             EngineError: the engine has failed.
         """
         ...

@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from ziggurat.errors import ContextLengthExceeded, UnknownModel
 from ziggurat.registry import nearest
+from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.generation import ClientGone, Generation, until_disconnect
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
-from ziggurat.server.params import generate_requests, sampling_params
+from ziggurat.server.params import generate_requests
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 from ziggurat.server.service import Service
 from ziggurat.server.sse import EventStream
@@ -68,9 +69,9 @@ def check_model(service: Service, wanted: str | None) -> str:
     raise UnknownModel(f"the model {shown!r} is not served here{hint or '.'} Served: {', '.join(names)}", param="model")
 
 
-def new_id(prefix: str, body: ChatRequest | CompletionRequest) -> str:
-    """``chatcmpl-..`` or ``cmpl-..``: the client's request_id if it sent one, else random."""
-    return f"{prefix}-{body.request_id or uuid.uuid4().hex}"
+def new_id(prefix: str, wanted: str | None) -> str:
+    """``chatcmpl-..``, ``cmpl-..``, ``embd-..``: the client's request_id if it sent one, else random."""
+    return f"{prefix}-{wanted or uuid.uuid4().hex}"
 
 
 async def off_loop(function: Callable[[], T], num_characters: int) -> T:
@@ -86,6 +87,7 @@ async def answer(
     body: ChatRequest | CompletionRequest,
     request_id: str,
     prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
     make_reply: Callable[[str, int], Reply],
 ) -> Response:
     """Run a checked request to its end.
@@ -98,7 +100,6 @@ async def answer(
         RequestError, EngineError: refused or failed before the first byte.
     """
     service = rooms.state.ready_service()
-    params = sampling_params(body, service.default_sampling)
     final_id = rooms.state.take_id(request_id)
     requests = generate_requests(body, final_id, prompts, params)
     timer = RequestTimer(

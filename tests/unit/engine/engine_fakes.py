@@ -68,6 +68,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._open or self._aborted)
 
+    def reset_prefix_cache(self) -> int:
+        return 5
+
     def memory(self) -> dict[str, Any]:
         return {"open": len(self._open)}
 

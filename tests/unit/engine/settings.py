@@ -9,9 +9,10 @@ from pathlib import Path
 from ziggurat import kernels
 from ziggurat.clock import WallClock
 from ziggurat.engine.config import EngineConfig
-from ziggurat.engine.engine import Engine, fill_weights
+from ziggurat.engine.engine import Engine
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.sizing import open_model, size
+from ziggurat.engine.weights import fill_weights
 from ziggurat.kernels.ops import load_native
 from ziggurat.memory.fit import sequence_blocks
 from ziggurat.memory.machine import Machine

@@ -33,6 +33,32 @@ def test_every_field_of_the_official_client_is_known() -> None:
     assert completion <= {*CompletionRequest.model_fields, *COMPLETION_UNSUPPORTED, "stream"}
 
 
+# A value that asks for something, for every field that the official client can send and that is not built.
+ASKED = {
+    "audio": {"voice": "alloy", "format": "wav"},
+    "function_call": "auto",
+    "functions": [{"name": "f", "parameters": {}}],
+    "modalities": ["text", "audio"],
+    "moderation": {"model": "m"},
+    "prediction": {"type": "content", "content": "x"},
+    "prompt_cache_options": {"mode": "explicit"},
+    "service_tier": "priority",
+    "verbosity": "high",
+    "web_search_options": {},
+}
+
+
+def test_what_the_official_client_can_send_is_honoured_or_refused_by_name() -> None:
+    """A new field of the client, or one that is taken off a table, fails here until somebody says what it does."""
+    client = set(chat_params.CompletionCreateParamsBase.__annotations__)
+    assert client - set(ChatRequest.model_fields) == set(ASKED)
+    for name, value in ASKED.items():
+        error = error_of(post(CHAT, {"messages": HELLO, name: value}), 501)
+        assert (error["code"], error["param"]) == (name, name)
+    client = set(completion_params.CompletionCreateParamsBase.__annotations__)
+    assert client - set(CompletionRequest.model_fields) == {"suffix"}
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -82,6 +108,7 @@ def test_sampling_fields_reach_the_engine() -> None:
         "stop_token_ids": [999],
         "include_stop_str_in_output": True,
         "ignore_eos": True,
+        "skip_special_tokens": False,
         "temperature": 0.25,
         "top_p": 0.5,
         "top_k": 9,
@@ -101,6 +128,7 @@ def test_sampling_fields_reach_the_engine() -> None:
         stop_token_ids=(999,),
         include_stop_str_in_output=True,
         ignore_eos=True,
+        skip_special_tokens=False,
         temperature=0.25,
         top_p=0.5,
         top_k=9,
@@ -131,6 +159,31 @@ def test_priority_salt_and_id_reach_the_engine() -> None:
     assert (request.request_id, request.priority, request.cache_salt) == ("cmpl-mine", -3, "tenant")
 
 
+def test_the_end_of_a_prompt_and_special_tokens() -> None:
+    async def work(client: Any, service: Any) -> Any:
+        service.has_bos = True
+        for body in ({}, {"add_special_tokens": False}, {"truncate_prompt_tokens": 2, "echo": True}):
+            answer = await client.post(COMPLETIONS, json={"prompt": "abc", "max_tokens": 1, **body})
+        await client.post(CHAT, json={"messages": HELLO, "truncate_prompt_tokens": 11, "add_special_tokens": False})
+        return [service.decode(each.prompt_ids) for each in service.requests], answer.json()["choices"][0]["text"]
+
+    prompts, text = talk(work)
+    assert prompts == ["abc", "abc", "bc", "<assistant>"] and text.startswith("bc")
+
+
+def test_allowed_tokens_become_a_mask() -> None:
+    for path, body in ((CHAT, {"messages": HELLO}), (COMPLETIONS, {"prompt": "x"})):
+        params = params_of(path, {**body, "allowed_token_ids": [3, 9]})
+        assert params.logits_mask is not None
+        bits = params.logits_mask.mask(params.logits_mask.start([]))
+        assert [index for index in range(8 * len(bits)) if bits[index >> 3] >> (index & 7) & 1] == [3, 9]
+        for wrong in ([-1], [10**6], []):
+            error = error_of(post(path, {**body, "allowed_token_ids": wrong}), 400)
+            assert error["param"] == "allowed_token_ids"
+        error = error_of(post(path, {**body, "allowed_token_ids": [3], "guided_regex": "a"}), 400)
+        assert error["param"] == "allowed_token_ids"
+
+
 @pytest.mark.parametrize("name", ["user", "store", "metadata", "safety_identifier", "prompt_cache_key"])
 def test_bookkeeping_is_accepted(name: str) -> None:
     value = {"store": True, "metadata": {"a": "b"}}.get(name, "x")
@@ -140,13 +193,12 @@ def test_bookkeeping_is_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"choice": ["a"]}),
         ("reasoning_effort", "high"),
         ("session_id", "s"),
-        ("skip_special_tokens", False),
+        ("guided_whitespace_pattern", "x"),
+        ("functions", [{"name": "f"}]),
+        ("echo", True),
+        ("bad_words", ["x"]),
         ("modalities", ["text", "audio"]),
     ],
 )
@@ -266,11 +318,39 @@ def test_too_many_continuations_of_many_prompts() -> None:
     assert "129" in error_of(post(COMPLETIONS, {"prompt": ["a"] * 43, "n": 3}), 400)["message"]
 
 
-def test_tool_turns_are_not_built_but_an_answer_can_be_sent_back_as_it_came() -> None:
-    turn = {"role": "tool", "content": "42", "tool_call_id": "x"}
-    assert error_of(post(CHAT, {"messages": [turn]}), 501)["code"] == "tools"
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
-    assert error_of(post(CHAT, {"messages": [*HELLO, call]}), 501)["code"] == "tools"
+def turns_of(*messages: dict[str, Any]) -> list[dict[str, Any]]:
+    return [turn.for_template() for turn in ChatRequest(messages=list(messages)).messages]  # type: ignore[arg-type]
+
+
+def test_tool_turns_reach_the_template_with_arguments_as_objects() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    asked, answered = turns_of(
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    )
+    function = {"name": "add", "arguments": {"a": 1}}
+    assert asked["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
+    assert (asked["content"], asked["reasoning_content"]) == (None, "hm")
+    assert answered == {"role": "tool", "content": "42", "tool_call_id": "c1"}
+
+
+@pytest.mark.parametrize(
+    ("turn", "status", "text"),
+    [
+        ({"role": "function", "name": "f", "content": "x"}, 501, "use tools"),
+        ({"role": "tool", "content": "42"}, 400, "tool_call_id"),
+        ({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}, 400, "role"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, 400, "object"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, 400, "JSON text"),
+        ({"role": "assistant", "tool_calls": [{"id": "x"}]}, 400, "function"),
+    ],
+)
+def test_wrong_tool_turns(turn: dict[str, Any], status: int, text: str) -> None:
+    error = error_of(post(CHAT, {"messages": [*HELLO, turn]}), status)
+    assert text in error["message"] and error["param"].startswith("messages.1")
+
+
+def test_an_answer_can_be_sent_back_as_it_came() -> None:
     answer = {
         "role": "assistant",
         "content": "hi",

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
-from tests.server_client import CHAT, COMPLETIONS, get
-from ziggurat.server.schemas import ChatRequest, CompletionRequest
+from tests.server_client import CHAT, COMPLETIONS, EMBEDDINGS, get
+from ziggurat.server.openapi import BODIES
 
 
 def test_the_document() -> None:
@@ -15,6 +15,10 @@ def test_the_document() -> None:
     routes = {
         CHAT,
         COMPLETIONS,
+        EMBEDDINGS,
+        "/tokenize",
+        "/detokenize",
+        "/reset_prefix_cache",
         "/v1/models",
         "/v1/models/{name}",
         "/health",
@@ -25,7 +29,7 @@ def test_the_document() -> None:
     }
     assert set(document["paths"]) == routes
     schemas = document["components"]["schemas"]
-    for path, model in ((CHAT, ChatRequest), (COMPLETIONS, CompletionRequest)):
+    for path, model in BODIES.items():
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": f"#/components/schemas/{model.__name__}"}
         assert set(schemas[model.__name__]["properties"]) == set(model.model_fields)
