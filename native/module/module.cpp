@@ -185,6 +185,8 @@ void copy_blocks(uintptr_t pool, uintptr_t pairs, int64_t num_pairs, int64_t blo
 
 NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
+  // An engine that is alive when the interpreter ends holds tapes; the process gives everything back.
+  nb::set_leak_warnings(false);
   m.attr("ABI") = 1;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
   m.attr("KV_TILE") = zg::kKVTile;
