@@ -146,6 +146,7 @@ def test_a_capacity_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
         (["convert", str(SAMPLE), "--to", "sharegpt", "--output", "/dev/null"], 1, "sharegpt files hold text"),
         (["sample", str(SAMPLE), "--thin", "0", "--output", "/dev/null"], 1, "above 0 and at most 1"),
         (["sample", str(SAMPLE), "--rate-scale", "0", "--output", "/dev/null"], 1, "rate scale must be above 0"),
+        (["sample", str(SAMPLE), "--rate-scale", "1e-300", "--output", "/dev/null"], 1, "can be written; scale less"),
         (["generate", "--request-rate", "0", "--output", "/dev/null"], 1, "rate must be above 0"),
         (["generate", "--request-rate", "0", "--mean-turns", "2", "--output", "/dev/null"], 1, "must be above 0"),
         (["generate", "--cv", "0", "--output", "/dev/null"], 1, "coefficient of variation must be above 0"),
