@@ -26,7 +26,17 @@ READ_KEYS = {
     "bad_rows",
 }
 STATS_KEYS = {
-    *("start_s", "end_s", "duration_s", "request_rate_per_s", "gap_cv", "windows", "prompt_tokens", "output_tokens"),
+    *(
+        "failure_ratio",
+        "start_s",
+        "end_s",
+        "duration_s",
+        "request_rate_per_s",
+        "gap_cv",
+        "windows",
+        "prompt_tokens",
+        "output_tokens",
+    ),
     *("elapsed_s", "sessions", "services", "prefix"),
 }
 SERVICE_KEYS = {"model", "log_type", "num_requests", "prompt_tokens", "output_tokens"}
@@ -82,7 +92,7 @@ def test_the_page_has_every_key() -> None:
 def test_the_sample_goes_through_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats = result(capsys, "stats", SAMPLE)
     assert stats["rows_read"] == stats["rows_kept"] + sum(stats["rows_dropped"].values()) == 131
-    assert stats["num_failed"] == 3 and len(stats["services"]) == 2
+    assert stats["num_failed"] == 3 and stats["failure_ratio"] == 3 / 131 and len(stats["services"]) == 2
     target = tmp_path / "out.jsonl"
     converted = result(capsys, "convert", SAMPLE, "--to", "mooncake", "--output", target)
     assert converted["rows_written"] == 128 == len(read_trace(target))
@@ -146,6 +156,7 @@ def test_a_capacity_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
         (["convert", str(SAMPLE), "--to", "sharegpt", "--output", "/dev/null"], 1, "sharegpt files hold text"),
         (["sample", str(SAMPLE), "--thin", "0", "--output", "/dev/null"], 1, "above 0 and at most 1"),
         (["sample", str(SAMPLE), "--rate-scale", "0", "--output", "/dev/null"], 1, "rate scale must be above 0"),
+        (["sample", str(SAMPLE), "--rate-scale", "1e-300", "--output", "/dev/null"], 1, "can be written; scale less"),
         (["generate", "--request-rate", "0", "--output", "/dev/null"], 1, "rate must be above 0"),
         (["generate", "--request-rate", "0", "--mean-turns", "2", "--output", "/dev/null"], 1, "must be above 0"),
         (["generate", "--cv", "0", "--output", "/dev/null"], 1, "coefficient of variation must be above 0"),

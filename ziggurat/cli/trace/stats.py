@@ -43,12 +43,15 @@ def run(argv: Sequence[str]) -> int:
     """
     namespace = parser().parse(argv)
     from ziggurat.workload.arrival_windows import fit_series
+    from ziggurat.workload.failures import FailureModel
     from ziggurat.workload.traces.stats import TraceSummary
 
     options = build(StatsOptions, namespace)
     reader = open_source(namespace)
     summary = TraceSummary(block_tokens=options.block_size).add_all(reader)
-    data = {**about(reader), **summary.as_dict(window_s=options.window_s)}
+    num_failed = len(reader.counts.failed_s)
+    failures = FailureModel.fit(num_answered=reader.counts.num_requests, num_failed=num_failed)
+    data = {**about(reader), "failure_ratio": failures.share, **summary.as_dict(window_s=options.window_s)}
     if options.fit:
         series = fit_series(
             summary.times_s,

@@ -18,6 +18,8 @@ from ziggurat.workload.records import Arrival
 
 Shape = Literal["csv", "jsonl", "json"]
 Encode = Callable[[str], Sequence[int]]
+MAX_TOKENS, MAX_SECONDS = 10**9, 1e11
+"""Of one row: more is a damaged file. Three thousand years are still before the last date that a computer writes."""
 NO_PROMPT, NO_OUTPUT, FAILED = "no prompt tokens", "no output tokens", "failed (no response tokens)"
 
 
@@ -113,10 +115,10 @@ def count_of(row: Mapping[str, Any], column: str) -> int:
     raw = row[column]
     try:
         value = float(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if isinstance(raw, bool) or not (value >= 0 and value.is_integer()):
-        raise ValueError(f"{column} must be a whole number of at least 0, got {raw!r}")
+    if isinstance(raw, bool) or not (0 <= value <= MAX_TOKENS and value.is_integer()):
+        raise ValueError(f"{column} must be a whole number of at least 0 and at most {MAX_TOKENS:,}, got {raw!r}")
     return int(value)
 
 
@@ -129,10 +131,10 @@ def seconds_of(row: Mapping[str, Any], column: str, *, factor: float = 1.0) -> f
     raw = row[column]
     try:
         value = float(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if isinstance(raw, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{column} must be a number of at least 0, got {raw!r}")
+    if isinstance(raw, bool) or not 0 <= value * factor <= MAX_SECONDS:
+        raise ValueError(f"{column} must be a number of at least 0 and at most {MAX_SECONDS / factor:g}, got {raw!r}")
     return value * factor
 
 

@@ -208,7 +208,7 @@ class TraceReader:
                 raise ValueError(row.problem)
             missing = [name for name in parser.required if name not in row]
             if missing:
-                raise ValueError(f"a row needs the numbers {', '.join(parser.required)}: {missing[0]} is missing")
+                raise ValueError(f"a row needs {', '.join(parser.required)}: {missing[0]} is missing")
             found = parser.parse(row, counts.rows_read)
         except TraceError:
             raise

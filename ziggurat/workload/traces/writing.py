@@ -12,7 +12,7 @@ from typing import TextIO
 
 from ziggurat.errors import ConfigError
 from ziggurat.workload.records import Arrival
-from ziggurat.workload.traces.formats import DEFAULT_SETTINGS, TRACE_FORMATS, FormatSettings, TraceFormat
+from ziggurat.workload.traces.formats import DEFAULT_SETTINGS, MAX_SECONDS, TRACE_FORMATS, FormatSettings, TraceFormat
 
 _DETAILS = ("session", "model", "log_type", "elapsed_s", "hash_ids", "prompt_ids", "priority", "tenant")
 
@@ -50,7 +50,15 @@ class TraceWriter:
             self._csv.writeheader()
 
     def write(self, arrival: Arrival) -> None:
-        """One row."""
+        """One row.
+
+        Raises:
+            ConfigError: it comes later than any format can say.
+        """
+        if arrival.t_s > MAX_SECONDS:
+            raise ConfigError(
+                f"{arrival.id} comes at {arrival.t_s:g} s, at most {MAX_SECONDS:g} s can be written; scale less"
+            )
         row = self._form.write(arrival)
         for field in self._lossy:
             if getattr(arrival, field) not in (None, "", (), 0) and not self._is_kept(field, row):

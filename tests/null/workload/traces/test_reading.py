@@ -50,6 +50,11 @@ def test_burstgpt(tmp_path: Path) -> None:
     assert first.prompt(99) == second.prompt(99)[:100], "turns of a session share their beginning"
 
 
+def test_times_of_day_in_milliseconds_since_1970_are_times(tmp_path: Path) -> None:
+    path = samples.write(tmp_path, '{"timestamp": 1700000000123, "input_length": 3, "output_length": 1}', "a.jsonl")
+    assert [arrival.t_s for arrival in read_trace(path)] == [pytest.approx(1700000000.123)]
+
+
 def test_azure_counts_from_its_first_row_and_drops_no_output(tmp_path: Path) -> None:
     reader = TraceReader(samples.write(tmp_path, samples.AZURE))
     assert [arrival.t_s for arrival in reader] == pytest.approx([0.0, 4.314579])
@@ -100,6 +105,11 @@ def test_sharegpt_with_a_tokenizer_has_token_ids(tmp_path: Path) -> None:
         (samples.BURSTGPT.replace("40,8", "1.5,8"), "a.csv", "row 3: Request tokens must be a whole number", 3),
         (samples.BURSTGPT.replace("\n90,", "\n-1,"), "a.csv", "row 4: Timestamp must be .* got '-1'", 4),
         (samples.BURSTGPT.replace("\n90,", "\nnan,"), "a.csv", "row 4: Timestamp must be", 4),
+        (samples.BURSTGPT.replace("\n90,", "\n1e300,"), "a.csv", "row 4: Timestamp must be", 4),
+        (samples.BURSTGPT.replace("150,30", "1e300,30"), "a.csv", "row 4: Request tokens must be", 4),
+        (samples.MOONCAKE.replace("1200", "1" + 400 * "0"), "a.jsonl", "row 2: input_length must be", 2),
+        (samples.SHAREGPT.replace('"conversations"', '"talk"').replace('"talk"', '"conversations"', 2), "a.json",
+         "row 3: a row needs conversations: conversations is missing", 3),
         (samples.BURSTGPT.replace("\n90,", "\n2,"), "a.csv", r"not sorted: row 4 .* 2.0 s, the row before .* 6.0 s; .*--sort", 4),
         (samples.BURSTGPT.replace("90,7,", "90,"), "a.csv", "row 4: 7 values for 8 columns", 4),
         (samples.AZURE.replace("2023-11-16 18:15:50.9951690", "yesterday"), "a.csv", "row 2: TIMESTAMP must be a date", 2),
