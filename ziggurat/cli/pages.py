@@ -48,7 +48,8 @@ def render(command: str, old: str | None = None) -> str:
     """The page. What ``old`` has above the mark stays."""
     parser = parser_of(command)
     head = f"# ziggurat {command}\n\n{parser.description}\n" if old is None else old.partition(MARK)[0].rstrip() + "\n"
-    positionals = [action for action in parser._actions if not action.option_strings]
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    positionals = [action for action in shown if not action.option_strings]
     words = " ".join(_word(action) for action in positionals)
     lines = [head, MARK, "", "```", f"ziggurat {command} {words}".rstrip() + " [flags]", "```"]
     if positionals:

@@ -92,7 +92,7 @@ def look(connection: Connection) -> dict[str, Any]:
 
     Keys: ``url``, ``model``, ``phase``, ``uptime_s``, ``max_model_len_tokens``, ``requests`` (counts and token totals), ``sequences``
     (request, state, age, tokens, bytes of their own and bytes they share), ``kv_bytes``, ``budget_bytes``, ``baseline_bytes``,
-    ``pss_bytes``, ``ledger``.
+    ``pss_bytes``, ``above_baseline_bytes`` (what the budget is checked against), ``ledger``.
 
     Raises:
         ConfigError: whoever answers is no server of ours.
@@ -111,6 +111,7 @@ def look(connection: Connection) -> dict[str, Any]:
             "budget_bytes": sum(report["limits"].values()),
             "baseline_bytes": report["baseline_bytes"],
             "pss_bytes": report["process"]["pss_bytes"],
+            "above_baseline_bytes": report["process"]["above_baseline_bytes"],
             "ledger": report["ledger"],
         }
     except (KeyError, TypeError) as error:
@@ -144,7 +145,7 @@ def tokens_per_s(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
 def as_text(data: Mapping[str, Any]) -> str:
     """The same for people: server, requests, memory."""
     requests, kv, rates = data["requests"], data["kv_bytes"], data.get("tokens_per_s")
-    above_bytes = data["pss_bytes"] - data["baseline_bytes"]
+    above_bytes = data["above_baseline_bytes"]
     facts = [
         ("server", f"{data['url']}, {data['phase']}, up {_duration(data['uptime_s'])}"),
         ("model", f"{data['model']}, context {data['max_model_len_tokens']:,} tokens"),
@@ -156,7 +157,7 @@ def as_text(data: Mapping[str, Any]) -> str:
         ),
         (
             "process",
-            f"{format_bytes(above_bytes)} above its baseline, of a budget of {format_bytes(data['budget_bytes'])} (Pss)",
+            f"{format_bytes(above_bytes)} above its baseline, of a budget of {format_bytes(data['budget_bytes'])}",
         ),
     ]
     if rates is not None:

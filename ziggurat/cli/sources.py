@@ -12,7 +12,6 @@ import functools
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,22 +107,10 @@ def fields_of_all_verbs() -> tuple[str, ...]:
 
 
 def parsers_of_all_verbs() -> Iterator[Parser]:
-    """The parser of every verb, and of every kind of the verbs that have kinds."""
-    from ziggurat.cli import main
+    """The parser of every command, kinds of verbs too."""
+    from ziggurat.cli.pages import commands, parser_of
 
-    for verb in main.VERBS:
-        yield main.load(verb).parser()
-        for kind in kinds_of(verb):
-            yield import_module(f"ziggurat.cli.{verb}.{kind}").parser()
-
-
-def kinds_of(verb: str) -> list[str]:
-    """The second words of a verb: ``bench serve`` and the like."""
-    from ziggurat.cli import main
-
-    kinds = getattr(main.load(verb), "KINDS", {})
-    # A mapping from name to summary, or something that has one.
-    return list(getattr(kinds, "summaries", kinds))
+    yield from map(parser_of, commands())
 
 
 def read_file(path: Path, verb: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, tuple[Any, str]]:
@@ -169,12 +156,13 @@ def _tables(path: Path, data: Mapping[str, Any], verb: Sequence[str]) -> Iterato
 
 
 def _check_tables(path: Path, names: Sequence[str], data: Mapping[str, Any]) -> None:
-    from ziggurat.cli import main
-
     tables = [key for key, value in data.items() if isinstance(value, dict)]
     if not tables:
         return
-    known = list(main.VERBS) if not names else kinds_of(names[0]) if len(names) == 1 else []
+    from ziggurat.cli.pages import commands
+
+    words = [command.split() for command in commands()]
+    known = [each[-1] for each in words if each[:-1] == list(names)]
     for key in tables:
         if key not in known:
             full = ".".join([*names, key])

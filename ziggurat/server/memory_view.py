@@ -24,6 +24,7 @@ class MemoryView:
     bytes_by_kind: Mapping[tuple[str, str], int]
     budget_by_tier: Mapping[str, int]
     pss_bytes: int
+    charged_bytes: int
     kv_bytes_by_state: Mapping[str, int]
     block_size_tokens: int
     num_blocks: int
@@ -44,6 +45,7 @@ def memory_view(memory: Mapping[str, Any]) -> MemoryView:
         bytes_by_kind=held,
         budget_by_tier=memory["limits"],
         pss_bytes=memory["process"]["pss_bytes"],
+        charged_bytes=memory["process"]["charged_bytes"],
         kv_bytes_by_state=states,
         block_size_tokens=max((group["block_size_tokens"] for group in memory["kv"]), default=0),
         num_blocks=sum(group["total_blocks"] for group in memory["kv"]),

@@ -20,7 +20,7 @@ LABELS = ("model_name", "engine")
 ENGINE = "0"
 # What vLLM does not have; everything else has its name, labels and buckets.
 OURS = (
-    *("memory_bytes", "memory_budget_bytes", "pss_bytes", "kv_waste_ratio", "kv_cache_bytes"),
+    *("memory_bytes", "memory_budget_bytes", "pss_bytes", "charged_bytes", "kv_waste_ratio", "kv_cache_bytes"),
     *("recomputed_tokens", "evicted_blocks", "engine_steps", "engine_busy_seconds"),
 )
 # Buckets as vLLM has them, so that its dashboards read ours.
@@ -155,6 +155,8 @@ def _memory_metrics(view: MemoryView) -> Iterable[Metric]:
     states = {(state,): num_bytes for state, num_bytes in view.kv_bytes_by_state.items()}
     yield _by("kv_cache_bytes", "Bytes of the KV pool: used by requests, cached, free.", ("state",), states)
     yield _by("pss_bytes", "Proportional set size of the process.", (), {(): view.pss_bytes})
+    text = "Pss with pages of mapped files in full: what the budget is checked against."
+    yield _by("charged_bytes", text, (), {(): view.charged_bytes})
     yield _by("kv_waste_ratio", "Share of held KV bytes that nobody will read, 0 to 1.", (), {(): view.kv_waste_ratio})
 
 

@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.server_process import ServerProcess, engine_server
-from ziggurat.memory.machine import Machine
 
 NUM_CLIENTS = 5000
-# The first clients fill caches and start threads; what the rest leaves behind is counted.
-NUM_FIRST = 1000
+# The first half starts threads and grows the allocators' arenas; what the second half leaves behind is counted. In a run of 14,000 clients
+# growth fell from 1 MiB per thousand to 30 KiB per thousand. What is kept of a request by mistake is some kilobytes each: 5 MiB and more.
+NUM_FIRST = 2500
 BUDGET_BYTES = 48 << 20
-# Arenas of the allocators move by some pages; a kilobyte per client that is never given back would be twice as much.
 MAX_GROWTH_BYTES = 2 << 20
+# Of the event loop's pool for blocking work, which starts them when it first needs them and keeps them.
+NUM_WORKERS = min(32, (os.cpu_count() or 1) + 4)
 NUM_AT_ONCE = 12
 KINDS = ("whole", "stream", "leave at chunk", "leave in body", "leave after body", "nonsense", "look")
 
@@ -96,32 +98,50 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.checkpoints import write_checkpoint
 
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("model"), "mistral")
-    settings = {"memory": "48MiB", "max_model_len": 200, "max_num_seqs": 6, "max_queued_requests": 8, "threads": 1}
+    settings = {"memory": BUDGET_BYTES, "max_model_len": 200, "max_num_seqs": 6, "max_queued_requests": 8, "threads": 1}
     with engine_server(folder, **settings) as process:
         yield process
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the server's process has, seen from outside."""
+    """What the server's process has, seen from outside.
+
+    Attributes:
+        own_bytes: anonymous pages but those of the KV pool, which are planned and touched one by one. Pss would also count pages of
+            libraries, and more of them whenever a neighbour that maps them ends.
+    """
 
     num_threads: int
     num_sockets: int
-    pss_bytes: int
+    own_bytes: int
 
 
 def settled(server: ServerProcess) -> Held:
     """After the last request has ended; connections close a moment later than their answers."""
     memory = server.wait_for(lambda memory: memory["requests"]["num_open"] == 0, timeout_s=60)
     assert memory["sequences"] == []
-    assert memory["kv_bytes"]["used_bytes"] == 0
+    # Blocks that the watch over the process's memory keeps out of circulation belong to no request.
+    ballast_bytes = memory["drift"]["num_blocks"] * sum(group["block_bytes"] for group in memory["kv"])
+    assert memory["kv_bytes"]["used_bytes"] == ballast_bytes
     assert not [row for row in memory["ledger"] if row["depth"] and row["owner"].startswith("cmpl-")]
     process = Path("/proc") / str(server.process.pid)
     deadline_s = time.monotonic() + 30
     while (num_sockets := count_sockets(process)) > 0 and time.monotonic() < deadline_s:
         time.sleep(0.2)
     num_threads = len(list((process / "task").iterdir()))
-    return Held(num_threads, num_sockets, Machine(pid=server.process.pid).process_memory().pss_bytes)
+    fields = dict(line.split(":", 1) for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+    anonymous_bytes = int(fields["Anonymous"].split()[0]) * 1024
+    return Held(num_threads, num_sockets, anonymous_bytes - sum(group["resident_bytes"] for group in memory["kv"]))
+
+
+def fill_cache(server: ServerProcess) -> None:
+    """Until then every block that becomes a cached prefix adds its planned bookkeeping, which would look like a leak."""
+    memory = server.get("/memory").json()
+    (group,) = memory["kv"]
+    for number in range(group["total_blocks"] * group["block_size_tokens"] // 160):
+        body = {"prompt": f"{number:>6}" + "x" * 170, "max_tokens": 1}
+        assert httpx.post(server.url + "/v1/completions", json=body, timeout=60).status_code == 200
 
 
 def count_sockets(process: Path) -> int:
@@ -138,6 +158,8 @@ def count_sockets(process: Path) -> int:
 
 
 def test_five_thousand_random_clients(server: ServerProcess) -> None:
+    idle = settled(server)
+    fill_cache(server)
     seen = asyncio.run(all_clients(server.port, range(NUM_FIRST)))
     first = settled(server)
     seen += asyncio.run(all_clients(server.port, range(NUM_FIRST, NUM_CLIENTS)))
@@ -148,8 +170,8 @@ def test_five_thousand_random_clients(server: ServerProcess) -> None:
         assert outcome in allowed.get(kind, {"left"}), seen
     print(f"{dict(seen)}, {first}, {last}")
     assert (first.num_sockets, last.num_sockets) == (0, 0)
-    assert last.num_threads <= first.num_threads
-    assert last.pss_bytes - first.pss_bytes <= MAX_GROWTH_BYTES, (first, last)
+    assert last.num_threads <= idle.num_threads + NUM_WORKERS
+    assert last.own_bytes - first.own_bytes <= MAX_GROWTH_BYTES, (first, last)
     memory = server.get("/memory").json()
     assert memory["process"]["above_baseline_bytes"] <= BUDGET_BYTES
     server.signal()

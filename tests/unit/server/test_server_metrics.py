@@ -80,7 +80,8 @@ def test_bytes_by_kind_and_tier() -> None:
     assert value(samples, "memory_bytes", kind="weights", tier="ram") == 15 * MIB
     assert value(samples, "memory_bytes", kind="kv", tier="ram") == 4096 * KV_BYTES_PER_TOKEN
     assert value(samples, "memory_budget_bytes", tier="ram") == 64 * MIB
-    assert value(samples, "pss_bytes") == 75 * MIB
+    assert value(samples, "pss_bytes") == 73 * MIB
+    assert value(samples, "charged_bytes") == 75 * MIB
     assert value(samples, "kv_waste_ratio") == 0
     assert value(samples, "kv_cache_bytes", state="free") == 4096 * KV_BYTES_PER_TOKEN
     info = {"block_size": "16", "num_gpu_blocks": "256", "enable_prefix_caching": "False"}

@@ -28,9 +28,9 @@ export function readMemory(raw) {
     baselineBytes: raw.baseline_bytes,
     limitBytes,
     // What the process adds over its baseline: this is what the budget limits.
-    usedBytes: Math.max(0, raw.process.pss_bytes - raw.baseline_bytes),
-    processBytes: raw.process.pss_bytes,
-    measure: raw.process.has_pss ? "Pss" : "RSS",
+    usedBytes: Math.max(0, raw.process.above_baseline_bytes),
+    processBytes: raw.process.charged_bytes,
+    measure: raw.process.has_pss ? "Pss, mapped files in full" : "RSS",
     parts: readParts(ledger, kv, limitBytes),
     kv,
     sequences: raw.sequences.map(readSequence(raw.now_s)),
