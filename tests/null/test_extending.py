@@ -30,7 +30,7 @@ def test_the_code_runs() -> None:
 
 
 def test_the_table_has_every_registry_and_what_it_names_exists() -> None:
-    rows = re.findall(r"^\| ([a-z ]+) \| `([A-Z_]+)` \| `([^`]+)` \| `([^`]+)`", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| ([a-z -]+) \| `([A-Z_]+)` \| `([^`]+)` \| `([^`]+)`", TEXT, re.MULTILINE)
     found = set()
     for path in (ROOT / "ziggurat").rglob("*.py"):
         for name, kind in re.findall(
