@@ -96,14 +96,17 @@ class _Text:
     Attributes:
         num_left: tokens that may still come.
         look_again: a way out is looked for when no more than this are left.
-        exit: the tokens that close the text, once nothing else may come.
+        forced: the only tokens that can come next, in order: names and marks between values, or the way out. No mask is computed for
+            them, and they are the tokens that the tokenizer would make of that text.
+        is_closing: ``forced`` is the way out.
     """
 
     matcher: Any
     num_left: int
     look_again: int
     tokens: list[int] = field(default_factory=list)
-    exit: list[int] | None = None
+    forced: list[int] = field(default_factory=list)
+    is_closing: bool = False
 
 
 class GrammarMask:
@@ -141,8 +144,8 @@ class GrammarMask:
     def mask(self, state: Any) -> Any:
         """See `LogitsMask.mask`."""
         text, _ = self._current(state)
-        if text.exit:
-            return _only(text.exit[0], self._grammar.num_mask_bytes)
+        if text.forced:
+            return _only(text.forced[0], self._grammar.num_mask_bytes)
         bits = text.matcher.compute_bitmask()
         if why := _trouble(text.matcher, bits):
             raise self._failed(why)
@@ -158,8 +161,7 @@ class GrammarMask:
         # While more than the longest way out are left, none has to be looked for.
         look_again = MAX_EXIT_TOKENS + MAX_SLACK_TOKENS if self._grammar.closer is not None else 0
         text = _Text(self._grammar.root.deep_copy(), num_left, look_again)
-        if num_left <= look_again:
-            self._look_for_exit(text)
+        self._look_ahead(text)
         return text
 
     def _current(self, state: tuple[_Text, int]) -> tuple[_Text, int]:
@@ -180,27 +182,34 @@ class GrammarMask:
             raise self._failed(_trouble(text.matcher))
         text.tokens.append(token_id)
         text.num_left -= 1
-        if text.exit:
-            del text.exit[0]
-        elif text.exit is None and text.num_left <= text.look_again:
-            self._look_for_exit(text)
+        if text.forced:
+            del text.forced[0]
+        if not text.forced:
+            self._look_ahead(text)
 
     def was_closed(self, num_output_tokens: int) -> bool:
         """Whether the continuation that ended with so many tokens was closed because they ran out."""
         return num_output_tokens in self._closed_counts
 
-    def _look_for_exit(self, text: _Text) -> None:
-        """Take the way out if it has to be taken now, or say when to look again."""
-        if self._grammar.closer is None:
+    def _look_ahead(self, text: _Text) -> None:
+        """What has to come next in a JSON text, if there is only one way to go on, or only the way out is left."""
+        if self._grammar.closer is None or text.is_closing:
             return
-        path = self._grammar.closer.path(text.matcher, min(text.num_left, MAX_EXIT_TOKENS))
+        if text.num_left <= text.look_again:
+            self._look_for_exit(text, self._grammar.closer)
+        if not text.forced:
+            text.forced = text.matcher.compute_ff_tokens()
+
+    def _look_for_exit(self, text: _Text, closer: Closer) -> None:
+        """Take the way out if it has to be taken now, or say when to look again."""
+        path = closer.path(text.matcher, min(text.num_left, MAX_EXIT_TOKENS))
         if path is None:  # further away than that, or there is none: to look at every token would cost too much
             text.look_again = text.num_left - max(1, text.num_left // 16)
             return
         slack = text.num_left - len(path)
         if slack <= min(MAX_SLACK_TOKENS, 2 + self._num_total // 16):
             self._closed_counts.add(self._num_total - slack)
-            text.exit = path
+            text.forced, text.is_closing = path, True
         else:  # one token may open much, so the look-out becomes closer as the slack shrinks
             text.look_again = text.num_left - max(1, slack // (8 if slack < 4 * MAX_SLACK_TOKENS else 2))
 
