@@ -27,7 +27,7 @@ from ziggurat.errors import RequestError
 
 PROMPT = [{"role": "user", "content": "Write a JSON document about a town."}]
 BATCH = 8
-ROUNDS = 7
+ROUNDS = 9
 TOKENS = 200
 
 
