@@ -164,7 +164,7 @@ def ignore_cut(payloads: Iterator[str]) -> Iterator[str]:
 
 
 def test_engine_death_ends_every_stream_and_the_process() -> None:
-    with fake_server(step_s=0.05, fail_after=40) as server:
+    with fake_server(step_s=0.2, fail_after=5) as server:
         work = [in_background(lambda: stream(server, {"prompt": "x", "max_tokens": 60})) for _ in range(3)]
         for thread, _ in work:
             thread.join()
