@@ -75,7 +75,8 @@ def measure_steps(engine: Engine, sizes: Sequence[int], *, num_repeats: int = NU
     for _ in range(num_repeats):
         for size, seconds in _measure_once(engine, sizes, context, num_decodes):
             times_s[size].append(seconds)
-    engine.store.drop_cache()
+        # The next repeat must not find in the cache what this one computed.
+        engine.store.drop_cache()
     return [StepSample(num_tokens=size, seconds=statistics.median(each)) for size, each in times_s.items()]
 
 

@@ -197,6 +197,18 @@ void widen(const Tile<T>& tile, int64_t d, Scratch& scratch) {
   }
 }
 
+// Blocks of a sequence lie anywhere, so the hardware cannot guess which comes next; the block table can tell.
+template <typename T>
+void fetch(const Tile<T>& tile, int64_t d) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int j = tile.first; j < tile.last; ++j) {
+    for (int64_t i = 0; i < d; i += kLine) {
+      __builtin_prefetch(tile.keys[j] + i, 0, 2);
+      __builtin_prefetch(tile.values[j] + i, 0, 2);
+    }
+  }
+}
+
 template <typename T>
 void walk(const AttentionArgs& a, Rows& rows, const int32_t* table, int64_t kv_head) {
   const int64_t d = a.kv.head_dim, lowest = rows.position[0], highest = rows.position[rows.count - 1];
@@ -205,11 +217,18 @@ void walk(const AttentionArgs& a, Rows& rows, const int32_t* table, int64_t kv_h
     for (int64_t i = 0; i < d; i += 8) store8(rows.out[r] + i, zero8());
   }
   const int64_t begin = a.window > 0 ? most(0, lowest - a.window + 1) : 0;
-  for (int64_t start = begin / kKVTile * kKVTile; start <= highest; start += kKVTile) {
-    Tile<T> tile;
+  const auto tile_at = [&](int64_t start, Tile<T>& tile) {
     tile.first = static_cast<int>(most(0, begin - start)), tile.last = static_cast<int>(least(kKVTile, highest + 1 - start));
     locate<T>(a, table, kv_head, start, tile);
-    static thread_local Scratch scratch;
+    fetch<T>(tile, d);
+  };
+  static thread_local Scratch scratch;
+  Tile<T> tile, next;
+  const int64_t first_tile = begin / kKVTile * kKVTile;
+  tile_at(first_tile, next);
+  for (int64_t start = first_tile; start <= highest; start += kKVTile) {
+    tile = next;
+    if (start + kKVTile <= highest) tile_at(start + kKVTile, next);
     widen<T>(tile, d, scratch);
     attend_rows(a, rows, scratch, start);
   }

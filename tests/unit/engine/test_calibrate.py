@@ -52,6 +52,23 @@ def test_an_engine_that_was_calibrated_answers_as_before_and_holds_nothing(folde
         assert all(sample.seconds > 0 for sample in samples)
 
 
+def test_every_repeat_computes_all_tokens_of_its_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeat that finds in the cache what the last one computed would time steps of almost nothing."""
+    with Engine.load(config(folder)) as engine:
+        computed: list[int] = []
+        run = engine.executor.run
+
+        def counted(batch):  # type: ignore[no-untyped-def]
+            computed.append(batch.num_tokens)
+            return run(batch)
+
+        monkeypatch.setattr(engine.executor, "run", counted)
+        sizes = step_sizes(64)
+        measure_steps(engine, sizes, num_repeats=3)
+        ends = [i for i in range(len(computed)) if computed[i : i + len(sizes)] == sizes]
+        assert len(ends) == 3, computed
+
+
 def test_a_target_bounds_the_step_and_one_nobody_meets_is_refused(folder: Path) -> None:
     with Engine.load(config(folder)) as engine:
         small, large = measure_steps(engine, [16, 256])
