@@ -147,4 +147,4 @@ def _is_error_body(body: bytes) -> bool:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
         return False
-    return ERROR_KEYS <= error.keys() and isinstance(error["message"], str) and bool(error["message"])
+    return error.keys() >= ERROR_KEYS and isinstance(error["message"], str) and bool(error["message"])

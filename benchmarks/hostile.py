@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,7 +60,8 @@ def streams(port: int, pipe: Connection) -> None:
 
     async def phase(duration_s: float) -> list[float]:
         until_s = time.monotonic() + duration_s
-        return sum(await asyncio.gather(*(stream_gaps(port, seed, until_s) for seed in range(NUM_STREAMS))), [])
+        gaps = await asyncio.gather(*(stream_gaps(port, seed, until_s) for seed in range(NUM_STREAMS)))
+        return list(itertools.chain(*gaps))
 
     while duration_s := pipe.recv():
         pipe.send(asyncio.run(phase(duration_s)))
@@ -70,7 +72,9 @@ def p99(gaps: Sequence[float]) -> float:
     return statistics.quantiles(gaps, n=100)[98]
 
 
-def measure(port: int, attacks: Sequence[Attack], turns: int) -> tuple[list[list[float]], list[list[float]], list[Report]]:
+def measure(
+    port: int, attacks: Sequence[Attack], turns: int
+) -> tuple[list[list[float]], list[list[float]], list[Report]]:
     """Gaps of each quiet phase, gaps of each attacked phase, and how the attacks were answered."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     clients = multiprocessing.get_context("spawn").Process(target=streams, args=(port, theirs), daemon=True)
@@ -140,8 +144,18 @@ def main() -> int:
         server.communicate()
     faults = [fault for report in reports for fault in report.faults]
     content = {"model": asked.model, "flags": FLAGS, "streams": NUM_STREAMS, "attacks": len(attacks)}
-    counts = {kind: dict(counter) for report in reports for kind, counter in report.statuses.items()}
-    publish("python -m benchmarks.hostile", asked.output, **content, latency=summary(quiet, attacked), statuses=counts, faults=faults)
+    counts: dict[str, Counter[int]] = {}
+    for report in reports:
+        for kind, counter in report.statuses.items():
+            counts.setdefault(kind, Counter()).update(counter)
+    publish(
+        "python -m benchmarks.hostile",
+        asked.output,
+        **content,
+        latency=summary(quiet, attacked),
+        statuses=counts,
+        faults=faults,
+    )
     return 1 if faults else 0
 
 

@@ -46,14 +46,28 @@ def giants() -> Iterator[Attack]:
         yield Attack(kind="length", parts=parts)
     both = head(COMPLETIONS, JSON_TYPE, "Content-Length: 4", "Transfer-Encoding: chunked")
     yield Attack(kind="length", parts=(both, b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"))
-    for raw in (b"[" * (4 << 20), b'{"prompt": [' + b"1," * (1 << 20) + b"1]}", b'{"a":' * 300_000, b"{" + b" " * 4_000_000):
+    for raw in (
+        b"[" * (4 << 20),
+        b'{"prompt": [' + b"1," * (1 << 20) + b"1]}",
+        b'{"a":' * 300_000,
+        b"{" + b" " * 4_000_000,
+    ):
         yield post("giant", COMPLETIONS, raw)
     yield post("giant", COMPLETIONS, json.dumps({"prompt": "y " * 2_000_000}).encode())
 
 
 def texts() -> Iterator[Attack]:
     """Bytes that are not UTF-8, or not text."""
-    bad = (b"\xff\xfe", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\x80", b"\xe2\x82", b"\x00", b"\x1b[2J")
+    bad = (
+        b"\xff\xfe",
+        b"\xc0\xaf",
+        b"\xed\xa0\x80",
+        b"\xf8\x88\x80\x80\x80",
+        b"\x80",
+        b"\xe2\x82",
+        b"\x00",
+        b"\x1b[2J",
+    )
     for piece in bad:
         yield post("utf-8", COMPLETIONS, b'{"prompt": "' + piece + b'"}')
         yield post("utf-8", COMPLETIONS, b'{"' + piece + b'": 1}')
@@ -77,7 +91,9 @@ def deep() -> Iterator[Attack]:
         yield post("deep", COMPLETIONS, raw, may_pass=depth < 1000)
         schema = b'{"items":' * depth + b"{}" + b"}" * depth
         yield post("schema", COMPLETIONS, b'{"prompt": "x", "guided_json": ' + schema + b"}")
-        yield post("schema", COMPLETIONS, b'{"prompt": "x", "guided_json": ' + json.dumps(schema.decode()).encode() + b"}")
+        yield post(
+            "schema", COMPLETIONS, b'{"prompt": "x", "guided_json": ' + json.dumps(schema.decode()).encode() + b"}"
+        )
     leaf = {"type": "string", "pattern": "a{900}"}
     schemas: list[Any] = [
         {"$ref": "#"},
@@ -113,13 +129,43 @@ def regexes() -> Iterator[Attack]:
     """What blows up engines that backtrack, or that unfold counts."""
     patterns = [
         *("(a+)+$", "(a|a)*b", "(a*)*b", "(a|aa)+$", "(.*)*x", "([a-z]+)*[0-9]", "(x+x+)+y", "((a{1000}){1000}){1000}"),
-        *("a{1000000000}", "(a{0,30000}){30000}", "(?=a)(?!b)a", "(a)\\1", "(?<=x)y", "\\p{L}{5000}", "[\\x00-\\U0010ffff]{9999}"),
-        *("(" * 5000 + "a" + ")" * 5000, "|".join("ab" * 30 + str(number) for number in range(20_000)), "(" * 100, "[z-a]"),
-        *("*", "a**", "(?P<n>a)(?P<n>b)", "\\", "a{5,2}", "(?i)" * 5000 + "a", ".*" * 2000 + "b", "(.{1,99}x){1,99}", "\x00"),
+        *(
+            "a{1000000000}",
+            "(a{0,30000}){30000}",
+            "(?=a)(?!b)a",
+            "(a)\\1",
+            "(?<=x)y",
+            "\\p{L}{5000}",
+            "[\\x00-\\U0010ffff]{9999}",
+        ),
+        *(
+            "(" * 5000 + "a" + ")" * 5000,
+            "|".join("ab" * 30 + str(number) for number in range(20_000)),
+            "(" * 100,
+            "[z-a]",
+        ),
+        *(
+            "*",
+            "a**",
+            "(?P<n>a)(?P<n>b)",
+            "\\",
+            "a{5,2}",
+            "(?i)" * 5000 + "a",
+            ".*" * 2000 + "b",
+            "(.{1,99}x){1,99}",
+            "\x00",
+        ),
     ]
     for pattern in patterns:
         yield body("regex", {"guided_regex": pattern}, may_pass=True)
-    for grammar in ("start: start", "start: a\na: b\nb: a", "start: /(a+)+$/", "start: " + '"a" ' * 50_000, "root ::= root root", "%%"):
+    for grammar in (
+        "start: start",
+        "start: a\na: b\nb: a",
+        "start: /(a+)+$/",
+        "start: " + '"a" ' * 50_000,
+        "root ::= root root",
+        "%%",
+    ):
         yield body("regex", {"guided_grammar": grammar}, may_pass=True)
 
 
@@ -165,7 +211,11 @@ def numbers() -> Iterator[Attack]:
     passing = ({"cache_salt": ""}, {"guided_choice": ["x" * 100] * 20_000})
     for each in fields:
         yield body("numbers", each, may_pass=each in passing)
-    for raw in (b'{"prompt": "x", "temperature": Infinity}', b'{"prompt": "x", "n": 1e999}', b'{"prompt": "x", "seed": ' + b"9" * 9000 + b"}"):
+    for raw in (
+        b'{"prompt": "x", "temperature": Infinity}',
+        b'{"prompt": "x", "n": 1e999}',
+        b'{"prompt": "x", "seed": ' + b"9" * 9000 + b"}",
+    ):
         yield post("numbers", COMPLETIONS, raw)
 
 
@@ -179,7 +229,9 @@ def sockets() -> Iterator[Attack]:
     for path in (COMPLETIONS, CHAT, "/tokenize", "/detokenize", "/v1/embeddings"):
         announced = head(path, JSON_TYPE, "Content-Length: 300")
         yield Attack(kind="slow body", pause_s=1.0, parts=(announced, *[b"{"] * 200))
-        yield Attack(kind="half-closed", parts=(head(path, JSON_TYPE, "Content-Length: 300"), b'{"prompt"'), end="half-close")
+        yield Attack(
+            kind="half-closed", parts=(head(path, JSON_TYPE, "Content-Length: 300"), b'{"prompt"'), end="half-close"
+        )
         yield Attack(kind="reset", parts=(head(path, JSON_TYPE, "Content-Length: 300"), b'{"prompt"'), end="reset")
     for _ in range(5):
         yield Attack(kind="half-closed", parts=(whole, raw), end="half-close", may_pass=True)
@@ -190,27 +242,60 @@ def sockets() -> Iterator[Attack]:
 
 def wire() -> Iterator[Attack]:
     """Wrong content types, and bytes that are hardly HTTP."""
-    for content_type in ("text/plain", "application/xml", "multipart/form-data; boundary=x", "application/jsonp", "x" * 5000, ""):
+    for content_type in (
+        "text/plain",
+        "application/xml",
+        "multipart/form-data; boundary=x",
+        "application/jsonp",
+        "x" * 5000,
+        "",
+    ):
         yield post("content type", COMPLETIONS, b'{"prompt": "x"}', f"Content-Type: {content_type}")
     for encoding in ("gzip", "br", "deflate, gzip", "nonsense"):
         yield post("content type", COMPLETIONS, b'{"prompt": "x"}', JSON_TYPE, f"Content-Encoding: {encoding}")
     health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 9000, b"G E T\r\n\r\n", b"\xff" * 100 + b"\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+    for garbage in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"\x00" * 9000,
+        b"G E T\r\n\r\n",
+        b"\xff" * 100 + b"\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ):
         yield Attack(kind="garbage", parts=(garbage, b"\r\n\r\n"))
         yield Attack(kind="pipelined", parts=(health + garbage + b"\r\n\r\n",), may_pass=True)
         yield Attack(kind="pipelined", parts=(health * 50, garbage, b"\r\n\r\n"), may_pass=True)
-    lines = ("X" * 200_000 + ": y", "X: " + "y" * 200_000, "X : y", ": y", "X\x00: y", "X: a\x00b", "Transfer-Encoding: gzip", "Host: y")
+    lines = (
+        "X" * 200_000 + ": y",
+        "X: " + "y" * 200_000,
+        "X : y",
+        ": y",
+        "X\x00: y",
+        "X: a\x00b",
+        "Transfer-Encoding: gzip",
+        "Host: y",
+    )
     for line in lines:
         yield Attack(kind="head", parts=(head("/health", line, method="GET"),), may_pass=line == "Host: y")
     yield Attack(kind="head", parts=(head("/health", *[f"X-{number}: y" for number in range(20_000)], method="GET"),))
     for method in ("TRACE", "CONNECT", "PATCH", "DELETE", "BREW", "post"):
         yield Attack(kind="method", parts=(head(COMPLETIONS, method=method),))
-    for path in ("/" + "a" * 50_000, "/%ff%fe", "/..%2f..%2fetc/passwd", "/%00", "http://other/x", "*", "/v1//completions", "/v1/models/%0d%0aX:y"):
+    for path in (
+        "/" + "a" * 50_000,
+        "/%ff%fe",
+        "/..%2f..%2fetc/passwd",
+        "/%00",
+        "http://other/x",
+        "*",
+        "/v1//completions",
+        "/v1/models/%0d%0aX:y",
+    ):
         yield Attack(kind="path", parts=(head(path, method="GET"),))
     for version in ("9.9", "0.9", "2.0", "1.x"):
         # The parser reads any two digits as 1.1.
         yield Attack(kind="head", parts=(head("/health", method="GET", version=version),), may_pass=True)
-    yield Attack(kind="head", parts=(head("/health", "Upgrade: websocket", "Connection: Upgrade", method="GET"),), may_pass=True)
+    yield Attack(
+        kind="head", parts=(head("/health", "Upgrade: websocket", "Connection: Upgrade", method="GET"),), may_pass=True
+    )
 
 
 def generated(document: dict[str, Any], count: int) -> list[Attack]:
@@ -227,7 +312,9 @@ def generated(document: dict[str, Any], count: int) -> list[Attack]:
     for index, path in enumerate(paths):
         share = count // len(paths) + (index < count % len(paths))
         strategy = schema[path]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
-        bodies = list(dict.fromkeys(each if isinstance(each, bytes) else _json(each) for each in _drawn(strategy, 2 * share)))
+        bodies = list(
+            dict.fromkeys(each if isinstance(each, bytes) else _json(each) for each in _drawn(strategy, 2 * share))
+        )
         bodies += [b"%d" % number for number in range(share)]  # for the case that it repeated itself too often
         # Some types are wider than the document says: a number may come as text.
         attacks += [post(f"generated {path}", path, raw, may_pass=True) for raw in bodies[:share]]
@@ -262,9 +349,7 @@ def _json(value: Any) -> bytes:
 
 def hostile_requests(document: dict[str, Any]) -> list[Attack]:
     """`COUNT` attacks, kinds mixed, in an order that is always the same."""
-    by_hand = [
-        attack for make in (giants, texts, deep, regexes, numbers, sockets, wire) for attack in make()
-    ]
+    by_hand = [attack for make in (giants, texts, deep, regexes, numbers, sockets, wire) for attack in make()]
     attacks = by_hand + generated(document, COUNT - len(by_hand))
     # A stride that is coprime to the count visits each once.
     return [attacks[(index * 197) % COUNT] for index in range(COUNT)]
