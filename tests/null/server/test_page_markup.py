@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,4 +104,4 @@ def test_language_title_and_headings() -> None:
     assert [element.text for element in ELEMENTS if element.tag == "title"] == ["Ziggurat"]
     levels = [int(element.tag[1]) for element in ELEMENTS if element.tag in ("h1", "h2", "h3")]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
