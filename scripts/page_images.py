@@ -18,15 +18,16 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NUM_REQUESTS = 9
-LOAD_S = 12
+LOAD_S = 8
 SENTENCE = "The road to the old tower goes along the river, and whoever walks it counts the steps of brick. "
 
 
 def post(url: str, body: dict[str, Any]) -> None:
-    """One request whose answer nobody reads."""
+    """The same request again and again, however fast the server is; nobody reads the answers."""
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
-    urllib.request.urlopen(request, timeout=600).read()
+    while True:
+        urllib.request.urlopen(request, timeout=600).read()
 
 
 def start_load(url: str) -> None:

@@ -11,6 +11,7 @@ from ziggurat.errors import RequestError
 from ziggurat.scheduling.masks import LogitsMask
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 4096
 MAX_TOP_LOGPROBS = 20
 MAX_N = 128
 
@@ -114,6 +115,11 @@ class SamplingParams:
             raise RequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", param="stop")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop strings must not be empty", param="stop")
+        # They are kept as long as the request is, waiting ones too, and no lease counts them.
+        if longest := max((len(text) for text in self.stop if len(text) > MAX_STOP_CHARS), default=0):
+            raise RequestError(
+                f"stop strings have at most {MAX_STOP_CHARS} characters, got one of {longest}", param="stop"
+            )
 
     def _check_range(self, name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

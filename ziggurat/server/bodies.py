@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from ziggurat.units import format_bytes
 # In caps of one body.
 HELD_CAPS = 2
 RETRY_AFTER_S = 1
+# After each part (at most 256 KiB) of a body that is thrown away: some 25 MB/s for all of them together.
+DISCARD_PAUSE_S = 0.01
 
 
 class Bodies:
@@ -27,6 +30,12 @@ class Bodies:
         self.config = config
         self.max_bytes = config.max_body_bytes * HELD_CAPS
         self.num_bytes = 0
+        self._discarding = asyncio.Lock()
+
+    async def pause_discarding(self) -> None:
+        """Wait before the next part of a body that nobody will read: giants share one pace, and streams of tokens go on beside them."""
+        async with self._discarding:
+            await asyncio.sleep(DISCARD_PAUSE_S)
 
     @contextmanager
     def hold(self) -> Iterator[HeldBody]:
@@ -45,6 +54,10 @@ class HeldBody:
         self.config = bodies.config
         self._bodies = bodies
         self._num_bytes = 0
+
+    async def pause_discarding(self) -> None:
+        """See `Bodies.pause_discarding`."""
+        await self._bodies.pause_discarding()
 
     def resize(self, num_bytes: int) -> None:
         """Hold ``num_bytes``.

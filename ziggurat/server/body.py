@@ -82,6 +82,7 @@ async def read_body(request: Request, held: HeldBody) -> bytes:
                     parts.append(part)
                 else:
                     parts.clear()
+                    await held.pause_discarding()
                 if num_bytes > cap * DISCARD_CAPS:
                     break
     except TimeoutError:

@@ -15,6 +15,7 @@ from ziggurat.server.structured import ResponseFormat, StructuredOutputs
 from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
 MAX_ID_LENGTH = 128
+MAX_TOKEN_DIGITS = 18  # more than any vocabulary; Python refuses to read a number of thousands
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 
 # Fields whose sent form is wider than the parsed one, as /openapi.json shows them.
@@ -127,7 +128,7 @@ class CommonRequest(Strict):
     @classmethod
     def _bias_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for key in value or {}:
-            if not (key.isascii() and key.isdigit()):
+            if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_DIGITS):
                 raise ValueError(f"keys are token ids written as decimal numbers, got {key[:40]!r}")
         return value
 

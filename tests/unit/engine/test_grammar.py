@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 
 from benchmarks.schemas import make_schemas
 from ziggurat.engine import grammar as grammar_module
+from ziggurat.engine import grammar_check
 from ziggurat.engine.grammar import MAX_CACHED, MAX_TEXT_BYTES, GrammarCompiler, GrammarMask, GrammarSpec
 from ziggurat.engine.narrow_schema import is_costly, narrowed
 from ziggurat.engine.thinking import ThinkFirst
@@ -283,6 +287,19 @@ def test_formats_are_in_the_calendar_and_data_is_left_alone() -> None:
     for text, is_valid in (("2024-02-28", True), ("2023-02-30", False), ("2023-04-31", False), ("0000-01-01", False)):
         assert bool(re.search(narrow["pattern"], text)) == is_valid
     assert is_costly({"items": {"pattern": "a"}}) and not is_costly({"properties": {"pattern": {}}, "enum": ["allOf"]})
+
+
+def test_what_is_tried_out_gives_way_to_decoding() -> None:
+    command = [sys.executable, "-P", str(Path(grammar_check.__file__))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        deadline_s = time.monotonic() + 30
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        while (priority := os.getpriority(os.PRIO_PROCESS, child.pid)) <= mine and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        request = {"kind": "regex", "text": "a+", "options": {}, "limits": {}}
+        answer, _ = child.communicate(json.dumps(request).encode())
+    assert priority == min(19, mine + grammar_check.NICENESS)
+    assert json.loads(answer)["error"] == ""
 
 
 def test_thoughts_come_first(compiler: GrammarCompiler) -> None:

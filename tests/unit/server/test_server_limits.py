@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 
 from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.errors import ConfigError
+from ziggurat.server.bodies import Bodies
+from ziggurat.server.body import read_body
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.engine_service import PIECE_CHARACTERS, WHOLE_CHARACTERS, refuse_hopeless
-from ziggurat.server.errors import PromptTooLong, error_object
+from ziggurat.server.errors import BodyTooLarge, PromptTooLong, error_object
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,55 @@ def test_a_text_that_fits_is_never_refused() -> None:
     for size in (2, 5, 100):
         num_characters = WHOLE_CHARACTERS * 4
         refuse(Words(size), num_characters, -(-num_characters // size))
+
+
+class Parts:
+    """A request whose body comes in parts."""
+
+    headers: dict[str, str] = {}
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes = sizes
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for size in self._sizes:
+            yield b"x" * size
+
+
+def test_only_what_is_thrown_away_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies, pauses = Bodies(ServerConfig(max_body_size=4096)), []
+
+    async def pause() -> None:
+        pauses.append(bodies.num_bytes)
+
+    monkeypatch.setattr(bodies, "pause_discarding", pause)
+
+    async def read(sizes: list[int]) -> bytes:
+        with bodies.hold() as held:
+            return await read_body(cast(Any, Parts(sizes)), held)
+
+    assert len(asyncio.run(read([2048, 2048]))) == 4096 and pauses == []
+    with pytest.raises(BodyTooLarge):
+        asyncio.run(read([2048, 2048, 1, 5000]))
+    assert pauses == [0, 0]
+
+
+def test_giants_are_thrown_away_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten that are read at once share the pace of one."""
+    bodies, sleeping, most = Bodies(ServerConfig()), 0, 0
+    sleep = asyncio.sleep
+
+    async def watched(seconds: float) -> None:
+        nonlocal sleeping, most
+        sleeping += 1
+        most = max(most, sleeping)
+        await sleep(0)
+        sleeping -= 1
+
+    monkeypatch.setattr(asyncio, "sleep", watched)
+
+    async def ten() -> None:
+        await asyncio.gather(*(bodies.pause_discarding() for _ in range(10)))
+
+    asyncio.run(ten())
+    assert most == 1

@@ -162,8 +162,9 @@ function summary({ start, first, usage, end }) {
   const parts = [];
   if (first !== null) parts.push(`first token after ${((first - start) / 1000).toFixed(2)} s`);
   if (usage) {
-    const seconds = (performance.now() - (first ?? start)) / 1000;
-    if (usage.completion_tokens > 1) parts.push(`${rate((usage.completion_tokens - 1) / seconds)} tokens/s`);
+    // From the question on: a short answer may arrive in one piece, and the time since its first token would say nothing.
+    const seconds = (performance.now() - start) / 1000;
+    if (usage.completion_tokens > 1) parts.push(`${rate(usage.completion_tokens / seconds)} tokens/s`);
     parts.push(`${usage.completion_tokens} tokens out`);
     const cached = usage.prompt_tokens_details.cached_tokens;
     parts.push(`${usage.prompt_tokens} in${cached ? ` (${cached} from the prefix cache)` : ""}`);

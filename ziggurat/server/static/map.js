@@ -78,7 +78,9 @@ export class MemoryMap {
       cell.className = cells[index] ?? "";
     });
     const shared = kv.shared > 0 ? ` (${bytes(kv.shared)} shared)` : "";
-    byId("pool-text").textContent = `${bytes(kv.used)} in use${shared} · ${bytes(kv.cached)} reusable · ${bytes(kv.free)} free`;
+    const words = [`${bytes(kv.used)} in use${shared}`, `${bytes(kv.cached)} reusable`, `${bytes(kv.free)} free`];
+    // Lines break between the parts and not inside one.
+    byId("pool-text").textContent = words.map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
     const parts = `${bytes(kv.used)} held by requests${shared}, ${bytes(kv.cached)} reusable prefixes, ${bytes(kv.free)} free`;
     byId("grid").setAttribute("aria-label", `KV cache of ${bytes(kv.total)}: ${parts}`);
   }
