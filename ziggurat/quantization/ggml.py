@@ -122,8 +122,8 @@ def _encode_q4_0(blocks: Floats) -> tuple[Floats, Bytes]:
     # The value furthest from 0, the first of equals, becomes -8 exactly; its sign is the scale's.
     furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scale: Floats = furthest / np.float32(-8)
-    # One rounding of product and sum together, as with a fused multiply-add; the package `gguf` has it so, too.
-    shifted = (blocks.astype(np.float64) * _inverse(scale) + 8.5).astype(np.float32)
+    # Product and sum are rounded one after the other, as in the package `gguf`; a C compiler may fuse them.
+    shifted = blocks * _inverse(scale) + np.float32(8.5)
     q = np.minimum(shifted.astype(np.int8), np.int8(15)).astype(np.uint8)
     return scale, q[:, :16] | (q[:, 16:] << np.uint8(4))
 
