@@ -49,6 +49,25 @@ inline int weight(Q4, const uint8_t* at, int lane, int k) {
   return (k < 16 ? byte & 15 : byte >> 4) - Q4::kOffset;
 }
 
+// Outputs that travel in one register: a panel's sixteen with AVX-512, else eight of them at a time.
+#if ZG_ISA_avx512
+using part = vec16;
+inline part zero_part() { return zero16(); }
+inline part scales_of(const uint8_t* record, int) { return load16(reinterpret_cast<const f16*>(record)); }
+inline part scaled(part scales, float by) { return mul16(scales, set16(by)); }
+inline part fma_part(part a, part b, part c) { return fma16(a, b, c); }
+#else
+using part = vec8;
+inline part zero_part() { return zero8(); }
+inline part scales_of(const uint8_t* record, int index) { return load8(reinterpret_cast<const f16*>(record) + 8 * index); }
+inline part scaled(part scales, float by) { return mul8(scales, set8(by)); }
+inline part fma_part(part a, part b, part c) { return fma8(a, b, c); }
+#endif
+constexpr int kPartLanes = sizeof(part) / sizeof(float);
+constexpr int kParts = kPanelWidth / kPartLanes;
+constexpr int64_t kPartBytes = 64 / kParts;
+
+// In what follows, dots<Codec, kRows>(at, x, group, out) has `at` at the quads of a part and gives each row's sums, as floats.
 #if ZG_ISA_avx512vnni
 
 inline void load_quads(Q8, const uint8_t* at, __m512i* w) {
@@ -65,7 +84,7 @@ inline void load_quads(Q4, const uint8_t* at, __m512i* w) {
 
 // The weights of a group stay in eight registers while the rows pass by; two chains each hide the latency of the byte product.
 template <typename Codec, int kRows>
-inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, vec16* out) {
+inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, part* out) {
   __m512i w[kQuads];
   load_quads(Codec{}, at, w);
   for (int r = 0; r < kRows; ++r) {
@@ -87,7 +106,6 @@ inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t gro
 #if ZG_ISA_avx512
 
 using bytes = __m512i;
-constexpr int kHalves = 1;
 inline bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline bytes set_quad(int32_t v) { return _mm512_set1_epi32(v); }
 inline bytes set_byte(char v) { return _mm512_set1_epi8(v); }
@@ -99,12 +117,11 @@ inline bytes pairs(bytes w, bytes x) { return _mm512_maddubs_epi16(w, x); }
 inline bytes widened(bytes a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
 inline bytes add_words(bytes a, bytes b) { return _mm512_add_epi16(a, b); }
 inline bytes add_ints(bytes a, bytes b) { return _mm512_add_epi32(a, b); }
-inline vec16 to_floats(const bytes* halves) { return _mm512_cvtepi32_ps(halves[0]); }
+inline part to_floats(bytes a) { return _mm512_cvtepi32_ps(a); }
 
 #else
 
 using bytes = __m256i;
-constexpr int kHalves = 2;
 inline bytes load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline bytes set_quad(int32_t v) { return _mm256_set1_epi32(v); }
 inline bytes set_byte(char v) { return _mm256_set1_epi8(v); }
@@ -116,55 +133,53 @@ inline bytes pairs(bytes w, bytes x) { return _mm256_maddubs_epi16(w, x); }
 inline bytes widened(bytes a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 inline bytes add_words(bytes a, bytes b) { return _mm256_add_epi16(a, b); }
 inline bytes add_ints(bytes a, bytes b) { return _mm256_add_epi32(a, b); }
-inline vec16 to_floats(const bytes* halves) { return {_mm256_cvtepi32_ps(halves[0]), _mm256_cvtepi32_ps(halves[1])}; }
+inline part to_floats(bytes a) { return _mm256_cvtepi32_ps(a); }
 
 #endif
 
-constexpr int64_t kHalfBytes = 64 / kHalves;
-
 template <int kRows>
-inline void sum_products(Q8, const uint8_t* at, const ActivationGroup* const* x, int64_t group, bytes (*sums)[kHalves], int half) {
+inline void sum_products(Q8, const uint8_t* at, const ActivationGroup* const* x, int64_t group, bytes* sums) {
   for (int j = 0; j < kQuads; ++j) {
     const bytes w = load_bytes(at + 64 * j), size = magnitude(w);
     for (int r = 0; r < kRows; ++r) {
       const bytes products = widened(pairs(size, with_sign_of(set_quad(quad(x[r][group], j)), w)));
-      sums[r][half] = j == 0 ? products : add_ints(sums[r][half], products);
+      sums[r] = j == 0 ? products : add_ints(sums[r], products);
     }
   }
 }
 
 template <int kRows>
-inline void sum_products(Q4, const uint8_t* at, const ActivationGroup* const* x, int64_t group, bytes (*sums)[kHalves], int half) {
+inline void sum_products(Q4, const uint8_t* at, const ActivationGroup* const* x, int64_t group, bytes* sums) {
   const bytes nibble = set_byte(15);
   for (int j = 0; j < kQuads / 2; ++j) {
     const bytes both = load_bytes(at + 64 * j), low = and_bytes(both, nibble), high = high_nibbles(both, nibble);
     for (int r = 0; r < kRows; ++r) {
       const bytes first = pairs(low, set_quad(quad(x[r][group], j)));
       const bytes products = add_words(first, pairs(high, set_quad(quad(x[r][group], j + kQuads / 2))));
-      sums[r][half] = j == 0 ? products : add_words(sums[r][half], products);
+      sums[r] = j == 0 ? products : add_words(sums[r], products);
     }
   }
-  for (int r = 0; r < kRows; ++r) sums[r][half] = add_ints(widened(sums[r][half]), set_quad(-Q4::kOffset * x[r][group].sum));
+  for (int r = 0; r < kRows; ++r) sums[r] = add_ints(widened(sums[r]), set_quad(-Q4::kOffset * x[r][group].sum));
 }
 
 template <typename Codec, int kRows>
-inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, vec16* out) {
-  bytes sums[kRows][kHalves];
-  for (int half = 0; half < kHalves; ++half) sum_products<kRows>(Codec{}, at + half * kHalfBytes, x, group, sums, half);
+inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, part* out) {
+  bytes sums[kRows];
+  sum_products<kRows>(Codec{}, at, x, group, sums);
   for (int r = 0; r < kRows; ++r) out[r] = to_floats(sums[r]);
 }
 
 #else  // portable
 
 template <typename Codec, int kRows>
-inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, vec16* out) {
-  for (int lane = 0; lane < kPanelWidth; ++lane) {
+inline void dots(const uint8_t* at, const ActivationGroup* const* x, int64_t group, part* out) {
+  for (int lane = 0; lane < kPartLanes; ++lane) {
     int32_t sums[kRows] = {0};
     for (int k = 0; k < kGroup; ++k) {
       const int32_t w = weight(Codec{}, at, lane, k);
       for (int r = 0; r < kRows; ++r) sums[r] += w * x[r][group].values[k];
     }
-    for (int r = 0; r < kRows; ++r) (lane < 8 ? out[r].low : out[r].high).lane[lane % 8] = static_cast<float>(sums[r]);
+    for (int r = 0; r < kRows; ++r) out[r].lane[lane] = static_cast<float>(sums[r]);
   }
 }
 

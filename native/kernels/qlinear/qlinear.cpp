@@ -9,6 +9,7 @@
 // the weights of a group then stay in registers while the rows of a tile pass by.
 #include "kernels/parallel.h"
 #include "kernels/qlinear/dots.h"
+#include "kernels/qlinear/quantize.h"
 
 namespace zg {
 namespace ZG_ISA {
@@ -22,31 +23,6 @@ constexpr int kTileRows = 4;
 constexpr int64_t kTaskWork = 65536;    // bytes of weights times rows that are worth a thread's while: a few microseconds
 constexpr int64_t kTasksPerThread = 4;  // so that a thread that is held up leaves the rest to the others
 constexpr int64_t kTaskRows = 48;
-constexpr float kSmallest = 0x1p-100f;  // below it, one over the scale could be infinite; such a group counts as zeros
-
-// NaN and infinity have no place among the bytes: the group's scale becomes NaN, and with it every output of the row.
-void quantize_group(const float* x, ActivationGroup* out) {
-  vec8 largest = zero8();
-  for (int i = 0; i < kGroup; i += 8) {
-    const vec8 value = load8(x + i);
-    largest = max8(largest, max8(value, sub8(zero8(), value)));
-  }
-  const float peak = maximum8(largest);
-  const bool is_finite = peak <= 0x1.fffffep127f;
-  const bool is_zero = !is_finite || peak < kSmallest;
-  const vec8 inverse = set8(is_zero ? 0.0f : 127.0f / peak);
-  int32_t sum = 0;
-  for (int i = 0; i < kGroup; i += 8) {
-    float rounded[8];
-    store8(rounded, is_zero ? zero8() : round8(mul8(load8(x + i), inverse)));
-    for (int j = 0; j < 8; ++j) {
-      out->values[i + j] = static_cast<int8_t>(rounded[j]);
-      sum += out->values[i + j];
-    }
-  }
-  out->scale = !is_finite ? __builtin_nanf("") : is_zero ? 0.0f : peak / 127.0f;
-  out->sum = sum;
-}
 
 inline void put8(vec8 sum, const QuantizedArgs& a, float* out, int64_t column) {
   const int64_t lanes = least(8, a.n - column);
@@ -69,20 +45,28 @@ inline void tile(const QuantizedArgs& a, int64_t panel, int64_t first_row) {
   const int64_t num_groups = a.k / kGroup;
   const uint8_t* record = static_cast<const uint8_t*>(a.panels) + panel * num_groups * kRecordBytes;
   const ActivationGroup* x[kRows];
-  vec16 sums[kRows];
-  for (int r = 0; r < kRows; ++r) x[r] = row_of(a, first_row + r), sums[r] = zero16();
+  part sums[kParts][kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = row_of(a, first_row + r);
+  for (int p = 0; p < kParts; ++p)
+    for (int r = 0; r < kRows; ++r) sums[p][r] = zero_part();
   for (int64_t group = 0; group < num_groups; ++group, record += kRecordBytes) {
     // Far enough for the slowest memory; past the panel's end lies the next one, and a prefetch never faults.
     for (int64_t line = 0; line < kRecordBytes; line += 64) __builtin_prefetch(record + 4096 + line);
-    vec16 values[kRows];
-    dots<Codec, kRows>(record + kScaleBytes, x, group, values);
-    const vec16 scales = load16(reinterpret_cast<const f16*>(record));
-    for (int r = 0; r < kRows; ++r) sums[r] = fma16(values[r], mul16(scales, set16(x[r][group].scale)), sums[r]);
+    for (int p = 0; p < kParts; ++p) {
+      part values[kRows];
+      dots<Codec, kRows>(record + kScaleBytes + p * kPartBytes, x, group, values);
+      const part scales = scales_of(record, p);
+      for (int r = 0; r < kRows; ++r) sums[p][r] = fma_part(values[r], scaled(scales, x[r][group].scale), sums[p][r]);
+    }
   }
   for (int r = 0; r < kRows; ++r) {
     float* out = a.out + (first_row + r) * a.out_stride;
-    put8(low8(sums[r]), a, out, panel * kPanelWidth);
-    put8(high8(sums[r]), a, out, panel * kPanelWidth + 8);
+#if ZG_ISA_avx512
+    put8(low8(sums[0][r]), a, out, panel * kPanelWidth);
+    put8(high8(sums[0][r]), a, out, panel * kPanelWidth + 8);
+#else
+    for (int p = 0; p < kParts; ++p) put8(sums[p][r], a, out, panel * kPanelWidth + p * kPartLanes);
+#endif
   }
 }
 
@@ -94,14 +78,20 @@ void tile_of(const QuantizedArgs& a, int64_t panel, int64_t first_row, int64_t n
   tile<Codec, kRows>(a, panel, first_row);
 }
 
-// Panels [first, last) times a band of rows, dealt into tiles of nearly equal height.
+// Panels [first, last) times a band of rows, dealt into tiles of nearly equal height. Rows come in blocks whose quantized activations
+// stay in half of the second-level cache while all panels pass by.
 template <typename Codec>
 void band(const QuantizedArgs& a, int64_t first, int64_t last, int64_t first_row, int64_t last_row) {
   const int64_t num_rows = last_row - first_row, num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  for (int64_t panel = first; panel < last; ++panel) {
-    for (int64_t i = 0; i < num_tiles; ++i) {
-      const int64_t row = i * num_rows / num_tiles;
-      tile_of<Codec>(a, panel, first_row + row, (i + 1) * num_rows / num_tiles - row);
+  const int64_t block_tiles = most(1, second_level_cache_bytes() / 2 / (kTileRows * a.k / kGroup * kGroupScratchBytes));
+  const int64_t num_blocks = (num_tiles + block_tiles - 1) / block_tiles;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t first_tile = block * num_tiles / num_blocks, last_tile = (block + 1) * num_tiles / num_blocks;
+    for (int64_t panel = first; panel < last; ++panel) {
+      for (int64_t i = first_tile; i < last_tile; ++i) {
+        const int64_t row = i * num_rows / num_tiles;
+        tile_of<Codec>(a, panel, first_row + row, (i + 1) * num_rows / num_tiles - row);
+      }
     }
   }
 }
