@@ -12,6 +12,9 @@ namespace avx2 { const KernelTable& table(); }
 #if ZG_HAS_AVX512
 namespace avx512 { const KernelTable& table(); }
 #endif
+#if ZG_HAS_AVX512VNNI
+namespace avx512vnni { const KernelTable& table(); }
+#endif
 
 namespace {
 
@@ -24,6 +27,9 @@ std::vector<const KernelTable*> supported() {
 #if ZG_HAS_AVX512
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if ZG_HAS_AVX512VNNI
+  if (has_avx2 && has_avx512 && __builtin_cpu_supports("avx512vnni")) tables.push_back(&avx512vnni::table());
+#endif
   if (has_avx2 && has_avx512) tables.push_back(&avx512::table());
 #endif
   if (has_avx2) tables.push_back(&avx2::table());

@@ -12,7 +12,11 @@ constexpr int kPanelWidth = 16;  // rows of a weight matrix that lie interleaved
 constexpr int kKVTile = 64;      // attention walks the KV in tiles of this many absolute positions
 constexpr int kAttentionRows = 96;  // rows (positions x heads of a group) that share one walk over the keys
 
+constexpr int kGroup = 32;  // values along K that share a scale, of quantized weights and of the activations they meet
+constexpr int kGroupScratchBytes = 40;  // a group of quantized activations: 32 bytes, scale, sum (qlinear/dots.h)
+
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Block : int { q8_0 = 3, q4_0 = 4 };  // numbers go on from DType's: a caller has one list of codes
 enum class Activation : int { silu = 0, gelu_tanh = 1 };
 
 struct LinearArgs {
@@ -27,10 +31,33 @@ struct LinearArgs {
   bool accumulate;
 };
 
+struct QuantizedArgs {
+  const float* x;      // [T, K], K a multiple of kGroup
+  int64_t x_stride;
+  const void* panels;  // [P][K / 32] records of sixteen rows (qlinear/dots.h)
+  Block block;
+  const float* bias;   // [N] or null
+  float* out;          // [T, N]
+  int64_t out_stride;
+  int64_t num_rows, k, n;
+  bool accumulate;
+  void* scratch;       // T * K / 32 * kGroupScratchBytes bytes, 4-aligned: the quantized activations
+};
+
 struct EmbedArgs {
   const int64_t* ids;  // [T]
   const void* panels;
   DType dtype;
+  float* out;  // [T, K]
+  int64_t out_stride;
+  int64_t num_rows, k;
+  float scale;
+};
+
+struct QuantizedEmbedArgs {
+  const int64_t* ids;  // [T]
+  const void* panels;
+  Block block;
   float* out;  // [T, K]
   int64_t out_stride;
   int64_t num_rows, k;
@@ -152,6 +179,8 @@ struct KernelTable {
   const char* isa;
   void (*linear)(const LinearArgs&);
   void (*embed_rows)(const EmbedArgs&);
+  void (*quantized_linear)(const QuantizedArgs&);
+  void (*quantized_embed)(const QuantizedEmbedArgs&);
   void (*rms_norm)(const NormArgs&);
   void (*qkv_post)(const QKVArgs&);
   void (*paged_attention)(const AttentionArgs&);

@@ -10,6 +10,9 @@
 
 #include "kernels/table.h"
 
+#if ZG_ISA_avx512vnni
+#define ZG_ISA_avx512 1
+#endif
 #if ZG_ISA_avx512
 #define ZG_ISA_avx2 1  // what has sixteen lanes has eight as well
 #endif

@@ -50,6 +50,25 @@ void panels(uintptr_t rows, uintptr_t panels_address, int64_t first_row, int64_t
   else interleave<uint16_t, kIsPacking>(rows, panels_address, first_row, num_rows, k);
 }
 
+// Rows of ggml's blocks [R][K / 32][scale | quads] to records of sixteen rows' scales and quads (kernels/qlinear/dots.h), and back.
+template <bool kIsPacking>
+void blocks(uintptr_t rows_address, uintptr_t panels_address, int64_t first_row, int64_t num_rows, int64_t num_groups, int64_t block_bytes) {
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t n = first_row + i, lane = n % zg::kPanelWidth;
+    char* block = at<char>(rows_address) + i * num_groups * block_bytes;
+    char* record = at<char>(panels_address) + n / zg::kPanelWidth * num_groups * block_bytes * zg::kPanelWidth;
+    const auto move = [](char* stored, char* packed, size_t size) {
+      if (kIsPacking) std::memcpy(packed, stored, size);
+      else std::memcpy(stored, packed, size);
+    };
+    for (int64_t g = 0; g < num_groups; ++g, block += block_bytes, record += block_bytes * zg::kPanelWidth) {
+      move(block, record + lane * 2, 2);
+      for (int64_t j = 0; j < (block_bytes - 2) / 4; ++j)
+        move(block + 2 + 4 * j, record + zg::kPanelWidth * 2 + (j * zg::kPanelWidth + lane) * 4, 4);
+    }
+  }
+}
+
 void linear(uintptr_t x, int64_t x_stride, uintptr_t panels_address, int dtype, uintptr_t bias, uintptr_t out, int64_t out_stride,
             int64_t num_rows, int64_t k, int64_t n, bool accumulate) {
   zg::kernels().linear({at<float>(x), x_stride, at<void>(panels_address), static_cast<zg::DType>(dtype), at<float>(bias), at<float>(out),
@@ -60,6 +79,18 @@ void embed_rows(uintptr_t ids, uintptr_t panels_address, int dtype, uintptr_t ou
                 float scale) {
   zg::kernels().embed_rows(
       {at<int64_t>(ids), at<void>(panels_address), static_cast<zg::DType>(dtype), at<float>(out), out_stride, num_rows, k, scale});
+}
+
+void quantized_linear(uintptr_t x, int64_t x_stride, uintptr_t panels_address, int block, uintptr_t bias, uintptr_t out,
+                      int64_t out_stride, int64_t num_rows, int64_t k, int64_t n, bool accumulate, uintptr_t scratch) {
+  zg::kernels().quantized_linear({at<float>(x), x_stride, at<void>(panels_address), static_cast<zg::Block>(block), at<float>(bias),
+                                  at<float>(out), out_stride, num_rows, k, n, accumulate, at<void>(scratch)});
+}
+
+void quantized_embed(uintptr_t ids, uintptr_t panels_address, int block, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t k,
+                     float scale) {
+  zg::kernels().quantized_embed(
+      {at<int64_t>(ids), at<void>(panels_address), static_cast<zg::Block>(block), at<float>(out), out_stride, num_rows, k, scale});
 }
 
 void rms_norm(uintptr_t x, int64_t x_stride, uintptr_t delta, int64_t delta_stride, uintptr_t weight, uintptr_t out, int64_t out_stride,
@@ -187,8 +218,9 @@ NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
   // An engine that is alive when the interpreter ends holds tapes; the process gives everything back.
   nb::set_leak_warnings(false);
-  m.attr("ABI") = 1;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
+  m.attr("ABI") = 2;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
+  m.attr("GROUP_SCRATCH_BYTES") = zg::kGroupScratchBytes;
   m.attr("KV_TILE") = zg::kKVTile;
   m.def("isa", [] { return std::string(zg::kernels().isa); });
   m.def("select_isa", [](const std::string& name) { return zg::select_isa(name.c_str()); }, "name"_a);
@@ -207,8 +239,12 @@ NB_MODULE(_native, m) {
   m.def("set_num_threads", &zg::set_num_threads, "num_threads"_a, release());
   m.def("pack_panels", &panels<true>, release());
   m.def("unpack_panels", &panels<false>, release());
+  m.def("pack_blocks", &blocks<true>, release());
+  m.def("unpack_blocks", &blocks<false>, release());
   m.def("linear", &zg::Recorded<&linear>::call, release());
   m.def("embed_rows", &zg::Recorded<&embed_rows>::call, release());
+  m.def("quantized_linear", &zg::Recorded<&quantized_linear>::call, release());
+  m.def("quantized_embed", &zg::Recorded<&quantized_embed>::call, release());
   m.def("rms_norm", &zg::Recorded<&rms_norm>::call, release());
   m.def("qkv_post", &zg::Recorded<&qkv_post>::call, release());
   m.def("paged_attention", &zg::Recorded<&paged_attention>::call, release());

@@ -23,7 +23,7 @@ processes map the same libraries). Only used where neither a budget nor a runnin
 
 # Settings that change sizes; the others of EngineConfig change nothing here.
 _FIELDS = (
-    *("dtype", "load_format", "memory", "max_model_len", "block_size", "kv_cache_dtype"),
+    *("dtype", "quantization", "load_format", "memory", "max_model_len", "block_size", "kv_cache_dtype"),
     *("max_num_seqs", "max_num_batched_tokens"),
 )
 

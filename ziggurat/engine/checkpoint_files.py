@@ -52,6 +52,10 @@ class CheckpointFiles:
         self._fill(name, entry, first_row, packed)
         ggml.decode(entry.format, packed, rows.numpy())
 
+    def read_blocks(self, name: str, entry: TensorEntry, first_row: int, blocks: Tensor) -> None:
+        """Fill ``blocks`` [n, bytes of a row] with quantized rows as they are stored; otherwise like `read`."""
+        self._fill(name, entry, first_row, blocks.numpy())
+
     def _fill(self, name: str, entry: TensorEntry, first_row: int, target: NDArray[np.uint8]) -> None:
         row_bytes = target.shape[1]
         if not entry.paired_heads:

@@ -47,9 +47,15 @@ class EngineConfig:
     served_model_name: str | None = option(None, "name that requests use (default: the model argument)", group="model")
     dtype: str = option(
         "auto",
-        "storage type of weights; auto keeps the checkpoint's",
+        "storage type of weights that are not quantized; auto keeps the checkpoint's",
         group="model",
         choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    quantization: str = option(
+        "auto",
+        "weights in 8 or 4 bits per value, in groups of 32; auto keeps a GGUF file's if all matrices have one of the two",
+        group="model",
+        choices=("auto", "none", "q8_0", "q4_0"),
     )
     load_format: str = option(
         "auto", "auto reads safetensors; dummy makes random weights", group="model", choices=("auto", "dummy")

@@ -253,9 +253,11 @@ class PlanExecutor:
     def _bind_linear(self, step: LinearStep) -> Call:
         panels, bias = self._weight(step.weight), self._weight(step.bias)
         x, out, accumulate, kernel = self._slots[step.x], self._slots[step.out], step.accumulate, self._ops.linear
+        scratch = None if step.scratch is None else self._slots[step.scratch]
 
         def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], panels, values[out], bias=bias, accumulate=accumulate)
+            rows = None if scratch is None else values[scratch]
+            kernel(values[x], panels, values[out], bias=bias, accumulate=accumulate, scratch=rows)
 
         return call
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.resolve import resolve_model
-from ziggurat.errors import ConfigError
+from ziggurat.errors import ConfigError, UnsupportedFeature
 from ziggurat.memory.fit import Fit, SizeRequest, fit
 from ziggurat.memory.overhead import overhead_bytes, overhead_of
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.checkpoint import TensorEntry, match_program, read_folder, storage_format
 from ziggurat.programs.config import load_config
-from ziggurat.programs.formats import BF16, FP32, FormatSpec, format_by_name
+from ziggurat.programs.formats import BF16, COMPUTED_BLOCKS, FP32, FormatSpec, format_by_name
 from ziggurat.programs.gguf.config import config_from_gguf
 from ziggurat.programs.gguf.header import GgufHeader, is_gguf, read_gguf_header
 from ziggurat.programs.gguf.tensors import tensors_from_gguf
 from ziggurat.programs.lower import Formats
+from ziggurat.programs.packing import check_weight_format
 from ziggurat.programs.program import Program
 
 
@@ -45,7 +46,8 @@ class ModelSource:
 
     @property
     def quantized_as(self) -> str | None:
-        """The quantized format that holds most of the values in the file, whose values are decoded while loading; None without."""
+        """The quantized format that holds most of the values in the file, decoded while loading unless weights stay in it; None
+        without."""
         stored = storage_format(self.tensors) if self.tensors else None
         return stored.name if stored is not None and stored.is_quantized else None
 
@@ -65,11 +67,36 @@ def open_model(config: EngineConfig, *, may_download: bool = False) -> ModelSour
     if config.load_format != "dummy":
         found = read_folder(path) if header is None else tensors_from_gguf(header, raw)
         tensors = match_program(program, found, config_name="config.json" if header is None else "the metadata")
-    formats = _formats(config, raw, tensors)
+    formats = _formats(config, raw, tensors, program)
     return ModelSource(folder=path, gguf=header, raw=raw, program=program, tensors=tensors, formats=formats)
 
 
-def _formats(config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> Formats:
+def _formats(
+    config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str, TensorEntry], program: Program
+) -> Formats:
+    plain = _plain_format(config, raw, tensors)
+    kv: FormatSpec = plain if config.kv_cache_dtype == "auto" else format_by_name(config.kv_cache_dtype)
+    return Formats(weight=_quantized_format(config, tensors, program) or plain, kv=kv)
+
+
+def _quantized_format(config: EngineConfig, tensors: Mapping[str, TensorEntry], program: Program) -> FormatSpec | None:
+    """What ``quantization`` asks for, or with ``auto`` finds: one format of all matrices that linears compute with.
+
+    ``auto`` gives way to a ``dtype`` that was asked for, and where the linears cannot take the file's format.
+    """
+    if config.quantization != "auto":
+        return COMPUTED_BLOCKS.get(config.quantization)
+    found = {entry.format.name for entry in tensors.values() if len(entry.shape) > 1}
+    fmt = COMPUTED_BLOCKS.get(found.pop()) if len(found) == 1 and config.dtype == "auto" else None
+    if fmt is not None:
+        try:
+            check_weight_format(program, fmt)
+        except UnsupportedFeature:
+            return None
+    return fmt
+
+
+def _plain_format(config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> FormatSpec:
     if config.dtype != "auto":
         weight = format_by_name(config.dtype)
     elif tensors:
@@ -78,8 +105,7 @@ def _formats(config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str,
     else:
         declared = raw.get("dtype") or raw.get("torch_dtype")
         weight = format_by_name(declared) if isinstance(declared, str) else FP32
-    kv: FormatSpec = weight if config.kv_cache_dtype == "auto" else format_by_name(config.kv_cache_dtype)
-    return Formats(weight=weight, kv=kv)
+    return weight
 
 
 def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -> SizeRequest:

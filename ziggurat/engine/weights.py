@@ -4,6 +4,7 @@
 ::
 
     file --pread--> raw (rows, the file's type; decoded to fp32 if quantized) --convert--> rows (the plan's type) --pack--> arena (panels)
+    file --pread--> rows (quantized as the plan has it) --pack--> arena (panels)
 
 No file is mapped and nothing large comes from malloc, which would keep what it once had: the peak is the packed weights plus
 `STAGING_BYTES` twice, and about once more for quantized rows and what numpy needs to decode them.
@@ -15,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from ziggurat.memory.arena import Arena
 from ziggurat.programs.checkpoint import TensorEntry
 from ziggurat.programs.formats import FP32, FormatSpec
 from ziggurat.programs.plan import PackedWeight, Plan
+from ziggurat.quantization import ggml
 from ziggurat.units import MIB, ceil_div
 
 STAGING_BYTES = 8 * MIB
@@ -55,9 +58,17 @@ def arena_view(arena: Arena, offset: int, num_bytes: int, dtype: torch.dtype) ->
 
 
 def weight_views(plan: Plan, arena: Arena) -> dict[str, Tensor]:
-    """Every packed weight by name: panels [P, K, 16] in the storage type, vectors [N] in fp32."""
+    """Every packed weight by name: panels [P, K, 16] in the storage type, vectors [N] in fp32; quantized panels [P, K / 32, bytes]."""
     views = {}
     for name, weight in plan.weights.items():
+        if weight.format.is_quantized:
+            flat = arena_view(arena, weight.offset, weight.num_bytes, torch.uint8)
+            num_panels, num_blocks = (
+                ceil_div(weight.out_features, PANEL_WIDTH),
+                weight.in_features // weight.format.block_values,
+            )
+            views[name] = flat.view(num_panels, num_blocks, -1)
+            continue
         flat = arena_view(arena, weight.offset, weight.num_bytes, torch_dtype(weight.format))
         if weight.layout == "panels":
             num_panels = ceil_div(weight.out_features, PANEL_WIDTH)
@@ -90,21 +101,43 @@ def read_checkpoint(
     with _Staging(plan) as staging, CheckpointFiles() as files:
         for weight, source, first_row, num_rows in _sources(plan):
             entry = entries[source]
-            # Quantized rows are decoded to fp32 on their way.
-            stored = FP32 if entry.format.is_quantized else entry.format
+            stored = _read_as(entry, weight)
             for start, count in staging.slices(weight, num_rows, stored):
-                raw = staging.raw(count, weight.in_features, torch_dtype(stored))
-                files.read(source, entry, start, raw)
-                if not _is_finite(raw):
+                rows, is_finite = _read(files, staging, source, entry, weight, (start, count))
+                if not is_finite:
                     non_finite[source] = None
-                rows = staging.converted(source, raw, torch_dtype(weight.format))
                 _put(weight, views[weight.name], first_row + start, rows, ops)
-                done += entry.format.num_bytes(raw.shape)
+                done += entry.format.num_bytes((count, weight.in_features))
                 if progress is not None:
                     progress("loading weights", done, total)
     if non_finite:
         first = next(iter(non_finite))
         _LOG.warning("%d tensors hold NaN or infinity, first %r: expect failing requests", len(non_finite), first)
+
+
+def _read_as(entry: TensorEntry, weight: PackedWeight) -> FormatSpec:
+    """The format in which rows come out of a file: quantized ones are decoded to fp32 on their way unless they stay what they are."""
+    return FP32 if entry.format.is_quantized and entry.format != weight.format else entry.format
+
+
+def _read(
+    files: CheckpointFiles,
+    staging: _Staging,
+    source: str,
+    entry: TensorEntry,
+    weight: PackedWeight,
+    rows: tuple[int, int],
+) -> tuple[Tensor, bool]:
+    """Rows (first, count) of a tensor in the weight's format, valid until the next call, and whether all are finite."""
+    (start, count), stored = rows, _read_as(entry, weight)
+    if stored.is_quantized:
+        blocks = staging.raw(count, stored.num_bytes((weight.in_features,)), torch.uint8)
+        files.read_blocks(source, entry, start, blocks)
+        return blocks, _has_finite_scales(blocks, stored)
+    raw = staging.raw(count, weight.in_features, torch_dtype(stored))
+    files.read(source, entry, start, raw)
+    is_finite = _is_finite(raw)  # before it is converted: that may reuse its place
+    return staging.converted(source, raw, weight.format), is_finite
 
 
 def fill_random(
@@ -125,7 +158,7 @@ def fill_random(
                     raw.fill_(1.0)
                 else:
                     raw.normal_(0.0, std, generator=generator)
-                rows = staging.converted(source, raw, torch_dtype(weight.format))
+                rows = staging.converted(source, raw, weight.format)
                 _put(weight, views[weight.name], first_row + start, rows, ops)
                 done += rows.nbytes
                 if progress is not None:
@@ -156,8 +189,10 @@ class _Staging:
         self._arena.close()
 
     def slices(self, weight: PackedWeight, num_rows: int, stored: FormatSpec) -> Iterator[tuple[int, int]]:
-        """(first row, rows) of slices that fit in both types; whole panels, so that the size of slices never shows."""
-        row_bytes = max(stored.num_bytes((weight.in_features,)), weight.format.num_bytes((weight.in_features,)))
+        """(first row, rows) of slices that fit in both types, and in fp32 on the way to a quantized one; whole panels, so that the
+        size of slices never shows."""
+        formats = (stored, FP32) if weight.format.is_quantized else (stored, weight.format)
+        row_bytes = max(fmt.num_bytes((weight.in_features,)) for fmt in formats)
         step = self._size // row_bytes // PANEL_WIDTH * PANEL_WIDTH
         for start in range(0, num_rows, step):
             yield start, min(step, num_rows - start)
@@ -167,12 +202,15 @@ class _Staging:
         num_bytes = num_rows * columns * dtype.itemsize
         return arena_view(self._arena, 0, num_bytes, dtype).view(num_rows, columns)
 
-    def converted(self, name: str, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows in another type.
+    def converted(self, name: str, raw: Tensor, fmt: FormatSpec) -> Tensor:
+        """The rows in another format.
 
         Raises:
             ModelError: a value is too large for it.
         """
+        if fmt.is_quantized:
+            return self._encoded(name, raw, fmt)
+        dtype = torch_dtype(fmt)
         if raw.dtype == dtype:
             return raw
         rows = arena_view(self._arena, self._size, raw.numel() * dtype.itemsize, dtype).view(raw.shape)
@@ -183,6 +221,27 @@ class _Staging:
                 f"tensor {name!r} has values up to {largest:.3g}, float16 ends at 65504: use --dtype bfloat16 or auto"
             )
         return rows
+
+    def _encoded(self, name: str, raw: Tensor, fmt: FormatSpec) -> Tensor:
+        values = self.converted(name, raw, FP32)
+        # Where fp32 does not lie: in the first buffer if it had to be converted, else in the second.
+        offset = self._size if values is raw else 0
+        row_bytes = fmt.num_bytes((raw.shape[1],))
+        blocks = arena_view(self._arena, offset, raw.shape[0] * row_bytes, torch.uint8).view(raw.shape[0], row_bytes)
+        if _is_finite(values):
+            ggml.encode_blocks(fmt, values.numpy(), blocks.numpy())
+            if _has_finite_scales(blocks, fmt):
+                return blocks
+        raise ModelError(
+            f"tensor {name!r} has values up to {float(values.abs().max()):.3g}, which {fmt.name} cannot hold: its scales are fp16 "
+            f"and nothing in it is NaN or infinite; use --quantization none"
+        )
+
+
+def _has_finite_scales(blocks: Tensor, fmt: FormatSpec) -> bool:
+    """Whether no block of rows [n, bytes] decodes to NaN or infinity."""
+    scales = blocks.numpy().reshape(-1, fmt.num_bytes((fmt.block_values,)))[:, :2]
+    return bool(np.isfinite(np.ascontiguousarray(scales).view(np.float16)).all())
 
 
 def _is_finite(rows: Tensor) -> bool:
@@ -219,7 +278,8 @@ def fill_weights(
     if config.load_format == "dummy":
         fill_random(plan, views, ops, seed=config.seed, progress=progress)
     else:
-        if source.quantized_as is not None:
+        if source.quantized_as not in (None, source.formats.weight.name):
+            assert source.quantized_as is not None
             message = "%s weights are decoded to %s while loading: they take the memory of %s, not of the file"
             weight = source.formats.weight.name
             _LOG.warning(message, source.quantized_as.upper(), weight, weight)

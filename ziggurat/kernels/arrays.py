@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ziggurat.programs.formats import BF16, FP16, FP32, PANEL_WIDTH, FormatSpec
+from ziggurat.programs.formats import BF16, COMPUTED_BLOCKS, FP16, FP32, PANEL_WIDTH, FormatSpec, scratch_width
 
 FLOAT_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
+BLOCK_CODES = {"q8_0": 3, "q4_0": 4}
 _FORMATS = {"float32": FP32, "bfloat16": BF16, "uint16": BF16, "float16": FP16}
 
 
@@ -80,8 +81,44 @@ def rows(array: Any, what: str, num_rows: int | None = None, width: int | None =
     return int(row_stride) if have_rows > 1 else int(have_width)
 
 
+def block_bytes(spec: FormatSpec) -> int:
+    """Bytes of one block of a quantized format."""
+    return spec.num_bytes((spec.block_values,))
+
+
+def block_format(panels: Any) -> FormatSpec | None:
+    """The format of quantized panels, which are bytes and known by the size of a record; None for panels of plain numbers."""
+    if dtype_name(panels) != "uint8" or panels.ndim != 3:
+        return None
+    sizes = {PANEL_WIDTH * block_bytes(spec): spec for spec in COMPUTED_BLOCKS.values()}
+    spec = sizes.get(int(panels.shape[2]))
+    if spec is None:
+        raise ValueError(f"panels: records of {panels.shape[2]} bytes, known are {sorted(sizes)}")
+    return spec
+
+
+def check_blocks(rows: Any, panels: Any, spec: FormatSpec, first_row: int) -> tuple[int, int]:
+    """(rows, blocks per row) of rows in a block format that fit into panels."""
+    num_panels, k = panel_shape(panels)
+    num_rows, num_blocks = int(rows.shape[0]), k // spec.block_values
+    check(rows, "rows", "uint8", (None, num_blocks * block_bytes(spec)))
+    if not 0 <= first_row <= first_row + num_rows <= num_panels * PANEL_WIDTH:
+        raise ValueError(f"{num_rows} rows from {first_row} on do not fit panels {list(panels.shape)}")
+    return num_rows, num_blocks
+
+
+def check_scratch(scratch: Any | None, num_rows: int, k: int) -> None:
+    """A quantized linear brings space for its quantized activations."""
+    if scratch is None:
+        raise ValueError(f"scratch: quantized panels need fp32 [{num_rows}, {scratch_width(k)}]")
+    check(scratch, "scratch", "float32", (num_rows, scratch_width(k)))
+
+
 def panel_shape(panels: Any) -> tuple[int, int]:
-    """(panels, K) of packed weights [P, K, 16]."""
+    """(panels, K) of packed weights [P, K, 16], or of quantized ones [P, K / 32, 16 * bytes of a block]."""
+    spec = block_format(panels)
+    if spec is not None and is_contiguous(panels):
+        return int(panels.shape[0]), int(panels.shape[1]) * spec.block_values
     if panels.ndim != 3 or panels.shape[2] != PANEL_WIDTH or not is_contiguous(panels):
         raise ValueError(f"panels: expected contiguous [P, K, {PANEL_WIDTH}], got {list(panels.shape)}")
     return int(panels.shape[0]), int(panels.shape[1])

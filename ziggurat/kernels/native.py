@@ -7,10 +7,15 @@ from types import ModuleType
 
 from ziggurat.errors import UnsupportedFeature
 from ziggurat.kernels.arrays import (
+    BLOCK_CODES,
     FLOAT_CODES,
     address,
+    block_bytes,
+    block_format,
     check,
+    check_blocks,
     check_out_features,
+    check_scratch,
     dtype_name,
     float_format,
     grouped_shape,
@@ -21,6 +26,7 @@ from ziggurat.kernels.arrays import (
     rows,
 )
 from ziggurat.kernels.ops import Array, KVLayer
+from ziggurat.programs.formats import PANEL_WIDTH
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
 MAX_HEAD_DIM = 256
@@ -68,14 +74,27 @@ class NativeOps:
 
     def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
         """See `KernelOps.pack_rows`."""
-        self._lib.pack_panels(*_pack_arguments(rows, panels, first_row))
+        if (blocks := _block_arguments(rows, panels, first_row)) is not None:
+            self._lib.pack_blocks(*blocks)
+        else:
+            self._lib.pack_panels(*_pack_arguments(rows, panels, first_row))
 
     def unpack_rows(self, panels: Array, rows: Array, *, first_row: int = 0) -> None:
         """See `KernelOps.unpack_rows`."""
-        self._lib.unpack_panels(*_pack_arguments(rows, panels, first_row))
+        if (blocks := _block_arguments(rows, panels, first_row)) is not None:
+            self._lib.unpack_blocks(*blocks)
+        else:
+            self._lib.unpack_panels(*_pack_arguments(rows, panels, first_row))
 
     def linear(
-        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+        self,
+        x: Array,
+        panels: Array,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        accumulate: bool = False,
+        scratch: Array | None = None,
     ) -> None:
         """See `KernelOps.linear`."""
         num_panels, k = panel_shape(panels)
@@ -84,30 +103,30 @@ class NativeOps:
         x_stride, out_stride = rows(x, "x", None, k), rows(out, "out", num_rows)
         if bias is not None:
             check(bias, "bias", "float32", (out_features,))
-        self._lib.linear(
-            address(x),
-            x_stride,
-            address(panels),
-            FLOAT_CODES[float_format(panels, "panels").name],
-            optional_address(bias),
-            address(out),
-            out_stride,
-            num_rows,
-            k,
-            out_features,
-            accumulate,
-        )
+        places = optional_address(bias), address(out), out_stride, num_rows, k, out_features, accumulate
+        spec = block_format(panels)
+        if spec is None:
+            code = FLOAT_CODES[float_format(panels, "panels").name]
+            self._lib.linear(address(x), x_stride, address(panels), code, *places)
+            return
+        check_scratch(scratch, num_rows, k)
+        code = BLOCK_CODES[spec.name]
+        self._lib.quantized_linear(address(x), x_stride, address(panels), code, *places, optional_address(scratch))
 
     def embed_rows(self, ids: Array, panels: Array, out: Array, *, scale: float = 1.0) -> None:
         """See `KernelOps.embed_rows`."""
         num_panels, k = panel_shape(panels)
         check(ids, "ids", "int64", (None,))
         num_rows = ids.shape[0]
-        if num_rows and not 0 <= int(ids.min()) <= int(ids.max()) < num_panels * panels.shape[2]:
-            raise ValueError(f"ids: {int(ids.min())} .. {int(ids.max())} outside {num_panels * panels.shape[2]} rows")
+        if num_rows and not 0 <= int(ids.min()) <= int(ids.max()) < num_panels * PANEL_WIDTH:
+            raise ValueError(f"ids: {int(ids.min())} .. {int(ids.max())} outside {num_panels * PANEL_WIDTH} rows")
         out_stride = rows(out, "out", num_rows, k)
-        code = FLOAT_CODES[float_format(panels, "panels").name]
-        self._lib.embed_rows(address(ids), address(panels), code, address(out), out_stride, num_rows, k, scale)
+        spec = block_format(panels)
+        if spec is not None:
+            kernel, code = self._lib.quantized_embed, BLOCK_CODES[spec.name]
+        else:
+            kernel, code = self._lib.embed_rows, FLOAT_CODES[float_format(panels, "panels").name]
+        kernel(address(ids), address(panels), code, address(out), out_stride, num_rows, k, scale)
 
     def rms_norm(
         self,
@@ -325,6 +344,15 @@ def check_pairs(pool: Array, pairs: Array, block_bytes: int) -> None:
     num_blocks = num_bytes(pool) // block_bytes
     if pairs.shape[0] and not 0 <= int(pairs.min()) <= int(pairs.max()) < num_blocks:
         raise ValueError(f"pairs: blocks {int(pairs.min())} .. {int(pairs.max())} outside a pool of {num_blocks}")
+
+
+def _block_arguments(source: Array, panels: Array, first_row: int) -> tuple[int, ...] | None:
+    """Arguments to move quantized rows; None for panels of plain numbers."""
+    spec = block_format(panels)
+    if spec is None:
+        return None
+    num_rows, num_blocks = check_blocks(source, panels, spec, first_row)
+    return address(source), address(panels), first_row, num_rows, num_blocks, block_bytes(spec)
 
 
 def _pack_arguments(source: Array, panels: Array, first_row: int) -> tuple[int, ...]:

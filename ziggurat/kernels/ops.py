@@ -22,7 +22,7 @@ from ziggurat.registry import nearest
 __all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
-_ABI = 1
+_ABI = 2
 """Of native/module/module.cpp; raised there and here when a signature changes."""
 
 Array = Any
@@ -65,6 +65,9 @@ class KernelOps(Protocol):
     def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
         """Interleave ``rows`` [R, K] into ``panels`` [P, K, 16] of the same dtype, as rows ``first_row .. first_row + R``.
 
+        Quantized rows are uint8 [R, K / 32 * bytes of a block] as ggml stores them, and go as they are into panels
+        [P, K / 32, 16 * bytes of a block].
+
         Several matrices packed one after another make one fused linear (q, k, v; gate, up). Lanes past the last row are left
         as they are; no operation reads their results.
         """
@@ -75,7 +78,14 @@ class KernelOps(Protocol):
         ...
 
     def linear(
-        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+        self,
+        x: Array,
+        panels: Array,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        accumulate: bool = False,
+        scratch: Array | None = None,
     ) -> None:
         """``out = x @ W.T (+ bias) (+ out)``.
 
@@ -85,6 +95,9 @@ class KernelOps(Protocol):
             out: fp32 [T, N] with ``16 * (P - 1) < N <= 16 * P``; must not overlap ``x``.
             bias: fp32 [N].
             accumulate: add the product to what ``out`` holds (the residual stream).
+            scratch: fp32 [T, K / 32 * 10], needed by quantized panels and by no others: x is quantized into it, each 32 values of a
+                row to int8 with a scale of max / 127. Products inside such a group are exact, groups are added in rising order. A
+                row that holds NaN or infinity gives NaN; a group whose values are all below 2**-100 counts as zeros.
         """
         ...
 

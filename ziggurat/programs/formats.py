@@ -34,7 +34,7 @@ class FormatSpec:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether values are decoded before they can be computed with."""
+        """Whether values share scales: rows are whole blocks, and a value by itself has no bytes."""
         return self.block_values > 1
 
     def num_bytes(self, shape: Sequence[int]) -> int:
@@ -51,6 +51,17 @@ Q8_0 = FormatSpec(name="q8_0", bits=8 * 34 / 32, block_values=32)
 Q4_0 = FormatSpec(name="q4_0", bits=8 * 18 / 32, block_values=32)
 Q4_K = FormatSpec(name="q4_k", bits=8 * 144 / 256, block_values=256)
 Q6_K = FormatSpec(name="q6_k", bits=8 * 210 / 256, block_values=256)
+
+COMPUTED_BLOCKS = {spec.name: spec for spec in (Q8_0, Q4_0)}
+"""Quantized formats that linears compute with as they are stored: panels are ``[ceil(N / 16)][K / 32][16 * bytes of a block]``."""
+
+_SCRATCH_WORDS_PER_BLOCK = 10
+
+
+def scratch_width(in_features: int) -> int:
+    """fp32 words that a row of activations takes while a quantized linear runs: per 32 values as many bytes, a scale and a sum."""
+    return in_features // Q8_0.block_values * _SCRATCH_WORDS_PER_BLOCK
+
 
 FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16)}
 _ALIASES = {"float32": FP32, "float": FP32, "bfloat16": BF16, "float16": FP16, "half": FP16}

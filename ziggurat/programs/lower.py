@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ziggurat.programs import ops
-from ziggurat.programs.formats import FP32, FormatSpec
+from ziggurat.programs.formats import FP32, FormatSpec, scratch_width
 from ziggurat.programs.lifetimes import Interval, place
 from ziggurat.programs.ops import ROUTED, ROWS, Op
-from ziggurat.programs.packing import PAGE_BYTES, Packing
+from ziggurat.programs.packing import PAGE_BYTES, Packing, check_weight_format
 from ziggurat.programs.plan import (
     ActivationStep,
     AddStep,
@@ -202,9 +202,21 @@ class _Lowering:
         assert len(biases) in (0, len(group)), f"{op.weight}: fused linears need biases on all or none"
         weight = self.packing.pack(*(member.weight for member in group))
         bias = self.packing.pack(*biases) if biases else None
-        self.emit(LinearStep(x=x, weight=weight, bias=bias, out=out, accumulate=accumulated is not None), x, out)
+        scratch = self.scratch(weight, x)
+        is_sum = accumulated is not None
+        step = LinearStep(x=x, weight=weight, bias=bias, out=out, accumulate=is_sum, scratch=scratch)
+        self.emit(step, x, out, *([scratch] if scratch else []))
         if isinstance(self.attention_of(op), ops.Attention):
             self.qkv(group, out)
+
+    def scratch(self, weight: str, x: str) -> str | None:
+        """A buffer for the quantized rows of x, where the weight is quantized; it lives for one step."""
+        packed = self.packing.weights[weight]
+        if not packed.format.is_quantized:
+            return None
+        name = f"{weight}.rows"
+        self.shapes[name] = (self.shapes[x][0], scratch_width(packed.in_features))
+        return name
 
     def consumers_index(self, op: Op) -> int:
         """Where an operation stands."""
@@ -358,7 +370,11 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
         program: built with ``mode="serve"``.
         formats: storage formats; activations are fp32.
         limits: sizes; max_num_batched_tokens is at least max_num_seqs, or running sequences could not all decode.
+
+    Raises:
+        UnsupportedFeature: see `check_weight_format`.
     """
+    check_weight_format(program, formats.weight)
     assert program.mode == "serve", "only serving Programs are lowered; training interprets the Program itself"
     low = _Lowering(program, formats)
     low.run()

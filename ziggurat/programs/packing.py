@@ -5,13 +5,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ziggurat.errors import UnsupportedFeature
 from ziggurat.programs.formats import FP32, PANEL_WIDTH, FormatSpec
 from ziggurat.programs.lifetimes import ALIGNMENT_BYTES
+from ziggurat.programs.ops import ExpertLinear
 from ziggurat.programs.plan import PackedWeight
 from ziggurat.programs.program import Program
 from ziggurat.units import round_up
 
 PAGE_BYTES = 4096
+
+
+def check_weight_format(program: Program, fmt: FormatSpec) -> None:
+    """Whether a Program's matrices can be kept and computed with in a format.
+
+    Raises:
+        UnsupportedFeature: a quantized format, and experts or rows that are not whole blocks.
+    """
+    if not fmt.is_quantized:
+        return
+    feature = f"quantization:{fmt.name}"
+    expert = next((op for op in program.ops() if isinstance(op, ExpertLinear)), None)
+    if expert is not None:
+        raise UnsupportedFeature(
+            f"quantization {fmt.name}: linears of {len(expert.weights)} experts per layer run on plain numbers only; "
+            f"use --quantization none",
+            feature=feature,
+        )
+    for name, spec in program.weights.items():
+        if spec.role != "vector" and spec.shape[1] % fmt.block_values:
+            raise UnsupportedFeature(
+                f"quantization {fmt.name}: rows of tensor {name!r} have {spec.shape[1]} values, which is no multiple of "
+                f"{fmt.block_values}; use --quantization none",
+                feature=feature,
+            )
 
 
 @dataclass(slots=True)

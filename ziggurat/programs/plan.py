@@ -39,7 +39,7 @@ class PackedWeight:
         name: the plan's own name.
         sources: (checkpoint name, rows) in order; matrices are [rows, in_features].
         out_features, in_features: of the fused matrix; a vector has in_features 1.
-        layout: ``panels`` (`PANEL_WIDTH` rows interleaved, storage format kept) or ``vector`` (fp32).
+        layout: ``panels`` (`PANEL_WIDTH` rows interleaved, in the storage format, quantized or not) or ``vector`` (fp32).
         offset, num_bytes: place in the weight arena.
     """
 
@@ -92,13 +92,17 @@ class NormStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearStep(Step):
-    """out = x @ W.T (+ bias), or out += .. when ``accumulate`` (a fused residual addition)."""
+    """out = x @ W.T (+ bias), or out += .. when ``accumulate`` (a fused residual addition).
+
+    ``scratch`` is the buffer in which rows of x are quantized where the weight is; None elsewhere.
+    """
 
     x: str
     weight: str
     bias: str | None
     out: str
     accumulate: bool
+    scratch: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

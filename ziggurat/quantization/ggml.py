@@ -50,8 +50,8 @@ def encode(spec: FormatSpec, values: Floats) -> NDArray[Any]:
     """Rows of a format, ready to be written.
 
     Args:
-        spec: fp32, fp16, bf16 or Q8_0.
-        values: [rows, values]; for Q8_0 the values of a row are a multiple of 32.
+        spec: fp32, fp16, bf16, Q8_0 or Q4_0.
+        values: [rows, values], finite; for quantized formats the values of a row are a multiple of 32.
 
     Returns:
         Rows of the same number: f32, f16, or bytes.
@@ -63,8 +63,28 @@ def encode(spec: FormatSpec, values: Floats) -> NDArray[Any]:
             return values.astype(np.float16)
     if spec == BF16:
         return _encode_bf16(values)
-    assert spec == Q8_0, f"{spec.name} is not written"
-    return _encode_q8_0(values)
+    packed = np.empty((len(values), spec.num_bytes(values.shape[1:])), np.uint8)
+    encode_blocks(spec, values, packed)
+    return packed
+
+
+def encode_blocks(spec: FormatSpec, values: Floats, out: Bytes) -> None:
+    """Encode rows into a quantized format, rounding to nearest as ggml's reference code does.
+
+    Args:
+        spec: Q8_0 or Q4_0.
+        values: [rows, values], contiguous and finite; the values of a row are a multiple of 32.
+        out: [rows, bytes of a row], contiguous, filled. A scale beyond fp16 becomes infinite: the caller looks for it.
+    """
+    encoder = _ENCODERS[spec.name]
+    blocks, packed = values.reshape(-1, spec.block_values), out.reshape(-1, spec.num_bytes((spec.block_values,)))
+    assert len(blocks) == len(packed), f"{len(blocks)} blocks of values for {len(packed)} blocks"
+    step = _GROUP_VALUES // spec.block_values
+    with np.errstate(over="ignore"):
+        for start in range(0, len(blocks), step):
+            scale, stored = encoder(blocks[start : start + step])
+            packed[start : start + step, :2] = scale.astype(np.float16).view(np.uint8)
+            packed[start : start + step, 2:] = stored
 
 
 def bf16_to_fp32(stored: NDArray[np.uint16]) -> Floats:
@@ -81,21 +101,31 @@ def _encode_bf16(values: Floats) -> Bytes:
     return np.where(is_nan, quiet, rounded).astype(np.uint16).view(np.uint8)
 
 
-def _encode_q8_0(values: Floats) -> Bytes:
-    blocks = values.reshape(-1, Q8_0.block_values)
+def _inverse(scale: Floats) -> Floats:
+    """One over a scale; 0 for a subnormal one, whose inverse is infinite and which is 0 in fp16 anyway."""
+    is_zero = np.abs(scale) < np.finfo(np.float32).tiny
+    inverse: Floats = np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
+    return inverse
+
+
+def _encode_q8_0(blocks: Floats) -> tuple[Floats, Bytes]:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    # The inverse of a subnormal scale is infinite, and in f16 that scale is 0 anyway.
-    is_zero = scale < np.finfo(np.float32).tiny
-    inverse = np.where(is_zero, np.float32(0), np.float32(1) / np.where(is_zero, np.float32(1), scale))
-    scaled = blocks * inverse
+    scaled = blocks * _inverse(scale)
     # C's roundf: halves away from zero.
     size = np.abs(scaled)
     floor = np.floor(size)
     rounded = np.sign(scaled) * (floor + np.floor(np.float32(2) * (size - floor)))
-    packed = np.concatenate(
-        [scale.astype(np.float16).view(np.uint8), rounded.astype(np.int8).view(np.uint8)], axis=1, dtype=np.uint8
-    )
-    return packed.reshape(len(values), -1)
+    return scale, rounded.astype(np.int8).view(np.uint8)
+
+
+def _encode_q4_0(blocks: Floats) -> tuple[Floats, Bytes]:
+    # The value furthest from 0, the first of equals, becomes -8 exactly; its sign is the scale's.
+    furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
+    scale: Floats = furthest / np.float32(-8)
+    # Product and sum are rounded one after the other, as in the package `gguf`; a C compiler may fuse them.
+    shifted = blocks * _inverse(scale) + np.float32(8.5)
+    q = np.minimum(shifted.astype(np.int8), np.int8(15)).astype(np.uint8)
+    return scale, q[:, :16] | (q[:, 16:] << np.uint8(4))
 
 
 def _half(blocks: Bytes, start: int) -> Floats:
@@ -139,6 +169,7 @@ def _decode_q6_k(blocks: Bytes) -> Floats:
     return result
 
 
+_ENCODERS: dict[str, Callable[[Floats], tuple[Floats, Bytes]]] = {Q8_0.name: _encode_q8_0, Q4_0.name: _encode_q4_0}
 _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     Q8_0.name: _decode_q8_0,
     Q4_0.name: _decode_q4_0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GGUF file behind the server: exported, served, asked over HTTP, and what the log says of decoded weights."""
+"""A GGUF file behind the server: exported, served, asked over HTTP, and what the log says of decoded weights and of those that stay."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ def test_an_exported_file_is_served(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     assert main(["export", "embedded", "--gguf", str(path), "--type", "q8_0"]) == 0
     command = [sys.executable, "-m", "ziggurat", "serve", str(path), "--port", "0", "--memory", "128MiB"]
-    with ServerProcess([*command, "--served-model-name", "file"]) as server:
+    with ServerProcess([*command, "--quantization", "none"]) as server:
         assert any("Q8_0 weights are decoded to bf16 while loading" in line for line in server.lines)
+    with ServerProcess([*command, "--served-model-name", "file"]) as server:
+        assert not any("decoded" in line for line in server.lines)
         request = {"model": "file", "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=request, timeout=30).json()
         assert answer["choices"][0]["message"]["content"]

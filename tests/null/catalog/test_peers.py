@@ -120,9 +120,9 @@ def test_absent_engines_are_rows() -> None:
 
 def test_the_list_has_ours_first_and_names_what_is_missing() -> None:
     names = [f"{peer.engine}:{peer.format}" for peer in all_peers()]
-    assert names[:2] == ["ziggurat:fp32", "ziggurat:bf16"]
+    assert names[:4] == ["ziggurat:fp32", "ziggurat:bf16", "ziggurat:q4_0", "ziggurat:q8_0"]
     llama = {f"llama-cpp-python:{name}" for name in ("f16", "q8_0", "q4_0")}
-    assert set(names[2:]) == {"transformers:fp32", "openvino:fp32", "vllm:fp32", *llama}
+    assert set(names[4:]) == {"transformers:fp32", "openvino:fp32", "vllm:fp32", *llama}
     assert not_installed("json", "no_such_package") == "not installed: no_such_package"
 
 

@@ -75,6 +75,21 @@ def test_dummy_weights_have_the_declared_format(tmp_path: Path, changes: dict[st
     assert source.tensors == {}
 
 
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_quantized_weights_leave_the_kv_cache_plain(tmp_path: Path, name: str) -> None:
+    source = open_model(config(make_folder(tmp_path, "BF16"), load_format="auto", quantization=name))
+    assert (source.formats.weight.name, source.formats.kv.name) == (name, "bf16")
+    source = open_model(config(tmp_path, load_format="auto", quantization=name, dtype="float32"))
+    assert (source.formats.weight.name, source.formats.kv.name) == (name, "fp32")
+    plain = open_model(config(tmp_path, load_format="auto", quantization="none"))
+    assert (plain.formats.weight.name, plain.formats.kv.name) == ("bf16", "bf16")
+
+
+def test_an_unknown_quantization_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantization must be one of auto, none, q8_0, q4_0, got 'q8'.*'q8_0'"):
+        config(tmp_path, quantization="q8")
+
+
 def test_weights_are_checked_before_anything_is_sized(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="holds no"):
         open_model(config(make_folder(tmp_path), load_format="auto"))

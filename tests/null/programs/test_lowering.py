@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ziggurat.errors import ModelError, UnknownArchitecture, UnsupportedFeature
 from ziggurat.programs.architectures import ARCHITECTURES, build_program
 from ziggurat.programs.config import load_config
-from ziggurat.programs.formats import BF16, FP32, PANEL_WIDTH
+from ziggurat.programs.formats import BF16, FP32, PANEL_WIDTH, Q4_0, Q8_0, FormatSpec
 from ziggurat.programs.lifetimes import ALIGNMENT_BYTES, Interval, place
 from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits, LinearStep, Plan
@@ -89,6 +89,53 @@ def test_sizes_by_hand():
     assert plan.kv_bytes_per_token() == 3 * 2 * 2 * 16 * 4
     assert plan.buffers["residual"].num_bytes == 32 * 64 * 4
     assert plan.buffers["logits"].num_bytes == 4 * 100 * 4
+
+
+@pytest.mark.parametrize(("spec", "block_bytes"), [(Q8_0, 34), (Q4_0, 18)], ids=["q8_0", "q4_0"])
+def test_sizes_of_quantized_weights_by_hand(spec: FormatSpec, block_bytes: int) -> None:
+    """34 or 18 bytes per 32 values, embedding and head included; rows padded to whole panels."""
+    program = build_program({**BASE, "tie_word_embeddings": True})
+    plan = lower(program, Formats(weight=spec, kv=FP32), LIMITS)
+    matrices = 112 * 64 + 3 * (64 * (64 + 32 + 32) + 64 * 64 + 192 * 64 + 64 * 96)
+    assert sum(w.num_bytes for w in plan.weights.values() if w.layout == "panels") == matrices // 32 * block_bytes
+    assert {w.format.name for w in plan.weights.values() if w.layout == "vector"} == {"fp32"}
+    steps = [step for step in plan.steps if isinstance(step, LinearStep)]
+    # A row of K values takes K bytes, and 8 for the scale and the sum of each 32.
+    for step in steps:
+        assert step.scratch is not None
+        rows = 4 if step.out == "logits" else 32
+        assert plan.buffers[step.scratch].num_bytes == rows * plan.weights[step.weight].in_features * 40 // 32
+    assert all(step.scratch is None for step in plan_of().steps if isinstance(step, LinearStep))
+
+
+@given(data=st.data())
+def test_scratch_never_lies_on_what_a_quantized_linear_touches(data: st.DataObject) -> None:
+    """Head and intermediate sizes of all sorts: the rows that are read, those that are written, and the scratch are disjoint."""
+    changes = {
+        "intermediate_size": 32 * data.draw(st.integers(1, 9)),
+        "vocab_size": data.draw(st.integers(1, 300)),
+        "num_hidden_layers": data.draw(st.integers(1, 3)),
+    }
+    plan = lower(build_program({**BASE, **changes}), Formats(weight=Q4_0, kv=FP32), LIMITS)
+    for step in plan.steps:
+        if isinstance(step, LinearStep):
+            assert step.scratch is not None
+            spans = sorted(
+                (b.offset, b.offset + b.num_bytes) for b in (plan.buffers[n] for n in (step.x, step.out, step.scratch))
+            )
+            assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"intermediate_size": 100}, r"'model.layers.0.mlp.down_proj.weight' have 100 values, .* multiple of 32"),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}, "linears of 4 experts per layer"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedFeature, match=words):
+        lower(build_program({**BASE, **changes}), Formats(weight=Q8_0, kv=FP32), LIMITS)
 
 
 def test_every_step_names_known_buffers_and_weights():

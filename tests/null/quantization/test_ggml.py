@@ -14,7 +14,7 @@ from ziggurat.programs.formats import BF16, FP16, FP32, Q4_0, Q4_K, Q6_K, Q8_0, 
 from ziggurat.quantization import ggml
 
 QUANTIZED = {Q8_0: "Q8_0", Q4_0: "Q4_0", Q4_K: "Q4_K", Q6_K: "Q6_K"}
-WRITTEN = {FP32: "F32", FP16: "F16", BF16: "BF16", Q8_0: "Q8_0"}
+WRITTEN = {FP32: "F32", FP16: "F16", BF16: "BF16", Q8_0: "Q8_0", Q4_0: "Q4_0"}
 
 
 def kind(name: str) -> gguf.GGMLQuantizationType:
@@ -64,6 +64,40 @@ def test_values_are_encoded_as_there(values: np.ndarray) -> None:
         with np.errstate(all="ignore"):
             expected = gguf.quants.quantize(values, kind(name))
         assert found.view(np.uint8).tobytes() == expected.view(np.uint8).tobytes(), name
+
+
+@pytest.mark.parametrize("spec", [Q8_0, Q4_0], ids=lambda spec: spec.name)
+@given(data=st.data())
+def test_encoding_is_off_by_half_a_step_at_most(spec: FormatSpec, data: st.DataObject) -> None:
+    """A step is the scale; Q4_0's largest value on the side that -8 does not lie on is one step short of it."""
+    values = data.draw(hnp.arrays(np.float32, (2, 64), elements=floats))
+    found = np.empty_like(values)
+    ggml.decode(spec, ggml.encode(spec, values).view(np.uint8), found)
+    peak = np.abs(values.reshape(2, 2, 32)).max(axis=2, keepdims=True)
+    step = peak / (127 if spec == Q8_0 else 8)
+    # The scale in fp16 has eleven bits, or is subnormal with a spacing of 2**-24.
+    allowed = (0.5 if spec == Q8_0 else 1.0) * step + peak * 2.0**-11 + 128 * 2.0**-25
+    assert (np.abs(found - values).reshape(2, 2, 32) <= allowed * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("spec", [Q8_0, Q4_0], ids=lambda spec: spec.name)
+def test_hostile_values_encode_to_something_finite(spec: FormatSpec) -> None:
+    rows = np.zeros((4, 64), np.float32)
+    rows[1], rows[2], rows[3, 5] = 0.1, 1e-42, -3e-39
+    found = np.empty_like(rows)
+    ggml.decode(spec, ggml.encode(spec, rows).view(np.uint8), found)
+    assert np.array_equal(found[0], rows[0]) and not found[2:].any()
+    assert np.abs(found[1] - 0.1).max() < 0.1 * 2.0**-10
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_tensors_larger_than_a_group_are_encoded_whole(has_ties: bool) -> None:
+    values = np.random.default_rng(2).standard_normal((300, 512), np.float32)
+    if has_ties:
+        # Few bits: many values lie halfway between two steps.
+        values = np.round(values * 8) / 8
+    for spec in (Q8_0, Q4_0):
+        assert np.array_equal(ggml.encode(spec, values), gguf.quants.quantize(values, kind(QUANTIZED[spec])))
 
 
 @given(st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=64))

@@ -54,7 +54,7 @@ def test_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_a_gguf_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = gguf(write_checkpoint(tmp_path, "llama"), "q8_0")
     facts = show(capsys, path)
-    assert (facts["kind"], facts["stored_format"], facts["weight_format"]) == ("gguf", "q8_0", "bf16")
+    assert (facts["kind"], facts["stored_format"], facts["weight_format"]) == ("gguf", "q8_0", "q8_0")
     assert facts["num_parameters"] == NUM_PARAMETERS and facts["tokenizer"]["kind"] == "gpt2"
     assert facts["control_tokens"] == ["<s>", "</s>"] and facts["chat_template"] == CHAT_TEMPLATE
     assert [row["format"] for row in facts["formats"]] == ["q8_0", "f32"]

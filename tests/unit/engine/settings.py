@@ -37,6 +37,7 @@ class Setting:
     gaps: tuple[int, ...] = (0, 0, 0, 0, 0)
     is_alone: bool = False
     is_repeated: bool = False
+    quantization: str = "auto"
 
 
 def load(folder: Path, setting: Setting) -> Engine:
@@ -50,6 +51,7 @@ def load(folder: Path, setting: Setting) -> Engine:
         max_num_batched_tokens=setting.max_num_batched_tokens,
         enable_prefix_caching=setting.has_prefix_cache,
         planner=setting.planner,
+        quantization=setting.quantization,
     )
     source = open_model(config)
     roomy = size(config, source, 64 << 20)

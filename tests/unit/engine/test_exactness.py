@@ -102,9 +102,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @cache
-def reference(folder: Path, backend: str) -> Answers:
+def reference(folder: Path, backend: str, quantization: str = "auto") -> Answers:
     """Each request alone, whole prompts, one thread."""
-    answers = run(folder, Setting(backend=backend, is_alone=True))
+    answers = run(folder, Setting(backend=backend, is_alone=True, quantization=quantization))
     assert {len(tokens) for tokens in answers.values()} == {9, 12, 7, 20, 15} and len(answers) == 6
     return answers
 
@@ -124,6 +124,30 @@ REUSING = Setting(spare_blocks=2, has_prefix_cache=True, is_repeated=True, threa
 def test_nothing_around_a_request_changes_it(folder: Path, setting: Setting) -> None:
     answers = run(folder, replace(setting, backend=FASTEST))
     assert answers == reference(folder, FASTEST)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("plain"), "qwen2", dtype=torch.bfloat16, with_tokenizer=False)
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+@settings(max_examples=5)
+@given(setting=SETTINGS)
+@example(setting=TIGHT)
+@example(setting=REUSING)
+def test_nothing_around_a_request_changes_it_with_quantized_weights(
+    plain_folder: Path, quantization: str, setting: Setting
+) -> None:
+    answers = run(plain_folder, replace(setting, backend=FASTEST, quantization=quantization))
+    assert answers == reference(plain_folder, FASTEST, quantization)
+
+
+@pytest.mark.skipif(FASTEST == "torch", reason="the native kernels are not built: the property ran with the twins")
+@pytest.mark.parametrize("setting", [TIGHT, REUSING])
+def test_the_twins_keep_it_with_quantized_weights(plain_folder: Path, setting: Setting) -> None:
+    answers = run(plain_folder, replace(setting, quantization="q8_0"))
+    assert answers == run(plain_folder, Setting(is_alone=True, quantization="q8_0"))
 
 
 @pytest.mark.skipif(FASTEST == "torch", reason="the native kernels are not built: the property ran with the twins")

@@ -8,6 +8,8 @@ import logging
 import os
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,7 +22,7 @@ from ziggurat.errors import ModelError
 from ziggurat.memory.arena import Arena
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.checkpoint import match_program, read_folder, storage_format
-from ziggurat.programs.formats import FP32, FormatSpec, format_by_name
+from ziggurat.programs.formats import FP32, Q4_0, Q8_0, FormatSpec, format_by_name
 from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits, Plan
 
@@ -81,6 +83,45 @@ def test_types_are_converted_when_asked(tmp_path: Path, stored: str, wanted: str
     plan = make_plan("llama", format_by_name(wanted))
     _, views = load(tmp_path, plan)
     check_values(plan, views, make_tensors(CONFIGS["llama"], dtype=DTYPES[stored]))
+
+
+@pytest.mark.parametrize("spec", [Q8_0, Q4_0], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("stored", sorted(DTYPES))
+def test_weights_are_quantized_as_ggml_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: FormatSpec, stored: str
+) -> None:
+    """Slice by slice, fused matrices too; norms and biases stay fp32."""
+    monkeypatch.setattr(weights, "STAGING_BYTES", 6200)
+    write_checkpoint(tmp_path, "qwen2", dtype=DTYPES[stored])
+    plan = make_plan("qwen2", spec)
+    _, views = load(tmp_path, plan)
+    tensors = make_tensors(CONFIGS["qwen2"], dtype=DTYPES[stored])
+    for weight in plan.weights.values():
+        expected = torch.cat([tensors[source].float() for source, _ in weight.sources])
+        if weight.layout == "vector":
+            assert torch.equal(views[weight.name], expected)
+            continue
+        blocks = gguf.quants.quantize(expected.numpy(), gguf.GGMLQuantizationType[spec.name.upper()])
+        found = torch.empty(blocks.shape, dtype=torch.uint8)
+        OPS.unpack_rows(views[weight.name], found)
+        assert np.array_equal(found.numpy(), blocks), weight.name
+
+
+@pytest.mark.parametrize("spec", [Q8_0, Q4_0], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, 1e9])
+def test_values_that_cannot_be_quantized_are_refused(tmp_path: Path, spec: FormatSpec, value: float) -> None:
+    tensors = make_tensors(CONFIGS["llama"])
+    tensors["lm_head.weight"][5, 7] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"'lm_head.weight' has values .* which {spec.name} cannot hold"):
+        load(tmp_path, make_plan("llama", spec))
+
+
+def test_healthy_weights_are_quantized_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path, "llama", dtype=torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, make_plan("llama", Q8_0))
+    assert not caplog.records
 
 
 def test_values_that_fp16_cannot_hold_are_refused(tmp_path: Path) -> None:

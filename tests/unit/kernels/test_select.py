@@ -28,7 +28,7 @@ def test_auto_is_native_when_it_is_built():
     assert kernels.select("auto").name == "native"
     description = kernels.describe("auto")
     assert description["backend"] == "native"
-    assert description["isa"] in ("avx512", "avx2", "portable")
+    assert description["isa"] in ("avx512vnni", "avx512", "avx2", "portable")
 
 
 def test_without_the_library_auto_says_that_it_is_slower(monkeypatch):
@@ -110,7 +110,7 @@ def test_threads_can_be_set():
     backend("native", num_threads=before)
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512vnni", "avx512", "avx2", "portable"])
 def one_isa(request):
     """Each instruction set that this processor has, not only the one that would be chosen."""
     library = native_library()

@@ -20,6 +20,7 @@ class _Ziggurat(Peer):
     engine = "ziggurat"
     dtype: ClassVar[str]
     num_bytes: ClassVar[int]
+    quantization: ClassVar[str] = "none"
     _llm: LLM
 
     @classmethod
@@ -33,6 +34,7 @@ class _Ziggurat(Peer):
             str(job.folder),
             memory=self._memory_bytes(job),
             dtype=self.dtype,
+            quantization=self.quantization,
             threads=job.threads,
             max_num_seqs=job.max_num_seqs,
             max_model_len=job.max_model_len,
@@ -45,7 +47,8 @@ class _Ziggurat(Peer):
         return [result.outputs[0].token_ids for result in self._llm.generate(prompts, params)]
 
     def _memory_bytes(self, job: Job) -> int:
-        """Weights, KV and slack. By default the pool would take the whole machine, on which the other peers live as well."""
+        """Weights (as if none were quantized), KV and slack. By default the pool would take the whole machine, on which the other
+        peers live as well."""
         config = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))
         num_weights = 0
         for spec in build_program(config).weights.values():
@@ -73,3 +76,17 @@ class ZigguratBf16(_Ziggurat):
     """Weights and KV in bf16."""
 
     format, dtype, num_bytes = "bf16", "bfloat16", 2
+
+
+@PEERS.register("ziggurat:q8_0")
+class ZigguratQ8(_Ziggurat):
+    """Weights in Q8_0 (8.5 bits, embedding and head included), activations in int8 while running, KV in bf16."""
+
+    format, dtype, num_bytes, quantization = "q8_0", "bfloat16", 2, "q8_0"
+
+
+@PEERS.register("ziggurat:q4_0")
+class ZigguratQ4(_Ziggurat):
+    """Weights in Q4_0 (4.5 bits, embedding and head included), activations in int8 while running, KV in bf16."""
+
+    format, dtype, num_bytes, quantization = "q4_0", "bfloat16", 2, "q4_0"

@@ -20,7 +20,7 @@ from ziggurat.engine.gguf.vocabulary import vocabulary_metadata
 from ziggurat.engine.sizing import ModelSource
 from ziggurat.errors import ConfigError, ModelError, UnsupportedFeature
 from ziggurat.programs.checkpoint import TensorEntry
-from ziggurat.programs.formats import BF16, FP16, FP32, Q8_0, FormatSpec
+from ziggurat.programs.formats import BF16, FP16, FP32, Q4_0, Q8_0, FormatSpec
 from ziggurat.programs.gguf.metadata import GgufModel, gguf_model
 from ziggurat.programs.gguf.names import ROPE_FACTORS, gguf_name, paired_heads, paired_row
 from ziggurat.quantization import ggml
@@ -31,7 +31,9 @@ Progress = Callable[[str, int, int], None]
 """(what is being done, bytes done, bytes in total)."""
 
 # llama_ftype of llama.h, for general.file_type.
-_FILE_TYPES = {FP32.name: 0, FP16.name: 1, Q8_0.name: 7, BF16.name: 32}
+_FILE_TYPES = {FP32.name: 0, FP16.name: 1, Q4_0.name: 2, Q8_0.name: 7, BF16.name: 32}
+# The largest value of a block is that many times its scale.
+_LARGEST_STEPS = {Q8_0.name: 127, Q4_0.name: 8}
 _STORED: Mapping[str, np.dtype[Any]] = {
     FP32.name: np.dtype("<f4"),
     FP16.name: np.dtype("<f2"),
@@ -161,14 +163,16 @@ class _Tensor:
         return ggml.bf16_to_fp32(values) if entry.format == BF16 else np.asarray(values, np.float32)
 
     def _check(self, values: NDArray[np.float32], encoded: NDArray[Any]) -> None:
-        """A value beyond f16, which is also the type of a Q8_0 block's scale, would become infinite without a word."""
+        """A value beyond f16, which is also the type of a block's scale, would become infinite without a word."""
         if self.spec == FP16 and not np.isfinite(encoded).all() and np.isfinite(values).all():
             largest = float(np.abs(values).max())
             raise ModelError(
                 f"tensor {self.hf_name!r} has values up to {largest:.3g}, f16 ends at 65504: use --type bf16 or f32"
             )
-        if self.spec == Q8_0 and not np.abs(values).max() <= 65504 * 127:
-            raise ModelError(f"tensor {self.hf_name!r} has values that q8_0 cannot hold: use --type bf16 or f32")
+        steps = _LARGEST_STEPS.get(self.spec.name)
+        if steps is not None and not np.abs(values).max() <= 65504 * steps:
+            name = self.spec.name
+            raise ModelError(f"tensor {self.hf_name!r} has values that {name} cannot hold: use --type bf16 or f32")
 
 
 def _write(
@@ -203,7 +207,7 @@ def _write(
         writer.close()
 
 
-_GGML_NAMES = {FP32.name: "F32", FP16.name: "F16", BF16.name: "BF16", Q8_0.name: "Q8_0"}
+_GGML_NAMES = {FP32.name: "F32", FP16.name: "F16", BF16.name: "BF16", Q8_0.name: "Q8_0", Q4_0.name: "Q4_0"}
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

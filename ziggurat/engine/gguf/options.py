@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ziggurat.engine.config import option
-from ziggurat.programs.formats import BF16, FP16, FP32, Q8_0, FormatSpec
+from ziggurat.programs.formats import BF16, FP16, FP32, Q4_0, Q8_0, FormatSpec
 
-EXPORT_FORMATS: Mapping[str, FormatSpec] = {"f32": FP32, "f16": FP16, "bf16": BF16, "q8_0": Q8_0}
+EXPORT_FORMATS: Mapping[str, FormatSpec] = {"f32": FP32, "f16": FP16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
 """Formats that are written, by llama.cpp's names."""
 
 

@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ziggurat.kernels.arrays import check_out_features, grouped_shape, panel_shape
+from ziggurat.kernels.arrays import (
+    block_format,
+    check_out_features,
+    check_scratch,
+    float_format,
+    grouped_shape,
+    panel_shape,
+)
 from ziggurat.kernels.native import check_kv, check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
+from ziggurat.kernels.twins import quantized
 from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
 from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm, tanh, tree_sum
-from ziggurat.programs.formats import PANEL_WIDTH
+from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
 
 # BLAS picks its algorithm by the shape, so every product has this many rows, padded with zeros, and this many panels at most.
 ROW_TILE = 16
@@ -30,6 +41,9 @@ class TorchOps:
     def pack_rows(self, rows: Array, panels: Array, *, first_row: int = 0) -> None:
         """See `KernelOps.pack_rows`."""
         source, target = as_tensor(rows), as_tensor(panels)
+        if (spec := block_format(target)) is not None:
+            quantized.pack(source, target, spec, first_row)
+            return
         panel_shape(target)
         index = torch.arange(first_row, first_row + source.shape[0])
         target[index // PANEL_WIDTH, :, index % PANEL_WIDTH] = source
@@ -37,24 +51,36 @@ class TorchOps:
     def unpack_rows(self, panels: Array, rows: Array, *, first_row: int = 0) -> None:
         """See `KernelOps.unpack_rows`."""
         target, source = as_tensor(rows), as_tensor(panels)
+        if (spec := block_format(source)) is not None:
+            quantized.unpack(source, target, spec, first_row)
+            return
         panel_shape(source)
         index = torch.arange(first_row, first_row + target.shape[0])
         target.copy_(source[index // PANEL_WIDTH, :, index % PANEL_WIDTH])
 
     def linear(
-        self, x: Array, panels: Array, out: Array, *, bias: Array | None = None, accumulate: bool = False
+        self,
+        x: Array,
+        panels: Array,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        accumulate: bool = False,
+        scratch: Array | None = None,
     ) -> None:
         """See `KernelOps.linear`."""
         rows, weights, result = as_tensor(x), as_tensor(panels), as_tensor(out)
-        num_panels, _ = panel_shape(weights)
+        num_panels, k = panel_shape(weights)
         check_out_features(num_panels, result.shape[1])
-        num_rows = rows.shape[0]
+        num_rows, spec = rows.shape[0], block_format(weights)
+        if spec is not None:
+            check_scratch(scratch, num_rows, k)
         if num_rows == 0:
             return
-        padded = _padded(rows)
+        product_with = _product_of(rows, spec)
         for first in range(0, num_panels, PANEL_GROUP):
             columns = slice(first * PANEL_WIDTH, min((first + PANEL_GROUP) * PANEL_WIDTH, result.shape[1]))
-            product = _tiled_product(padded, weights[first : first + PANEL_GROUP])
+            product = product_with(weights[first : first + PANEL_GROUP])
             product = product[:num_rows, : columns.stop - columns.start]
             if bias is not None:
                 product = product + as_tensor(bias)[columns]
@@ -62,7 +88,10 @@ class TorchOps:
 
     def embed_rows(self, ids: Array, panels: Array, out: Array, *, scale: float = 1.0) -> None:
         """See `KernelOps.embed_rows`."""
-        index = as_tensor(ids)
+        index, spec = as_tensor(ids), block_format(panels)
+        if spec is not None:
+            quantized.embed(index, as_tensor(panels), as_tensor(out), spec, scale)
+            return
         as_tensor(out).copy_(as_tensor(panels)[index // PANEL_WIDTH, :, index % PANEL_WIDTH].float() * scale)
 
     def rms_norm(
@@ -184,6 +213,7 @@ class TorchOps:
     ) -> None:
         """See `KernelOps.grouped_linear`."""
         grouped_shape(x, panels, routing, out, num_experts, top_k, is_routed)
+        float_format(panels, "panels")
         rows, weights, result = as_tensor(x), as_tensor(panels), as_tensor(out)
         chosen = as_tensor(routing)[:, :top_k].reshape(-1)
         if not bool(((chosen >= 0) & (chosen < num_experts)).all()):
@@ -219,6 +249,13 @@ class TorchOps:
         blocks = flat[: flat.numel() // block_bytes * block_bytes].view(-1, block_bytes)
         index = as_tensor(pairs)
         blocks[index[:, 1]] = blocks[index[:, 0]]
+
+
+def _product_of(rows: Tensor, spec: FormatSpec | None) -> Callable[[Tensor], Tensor]:
+    """The product of the rows with the matrix of some panels; what belongs to the rows alone is done once."""
+    if spec is not None:
+        return partial(quantized.product, quantized.quantize(rows), spec)
+    return partial(_tiled_product, _padded(rows))
 
 
 def _padded(rows: Tensor) -> Tensor:

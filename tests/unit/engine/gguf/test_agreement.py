@@ -26,6 +26,8 @@ NUM_POSITIONS = 2000
 # llama_ftype: a file in it has tensors of the type in question (Q4_K_M mixes Q4_K and Q6_K).
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15, "q6_k": 18}
 ALL_F32 = 0
+# Measured: 99.9 to 100 %, 99.35 % and 99.4 %. Both engines quantize activations where weights are, ours with scales in fp32.
+KINDS = {"f16": 0.995, "q8_0": 0.99, "q4_0": 0.99}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,10 @@ def token_ids() -> list[int]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("gguf")
     source = open_model(EngineConfig())
-    return {kind: export_gguf(source, folder / f"{kind}.gguf", EXPORT_FORMATS[kind]).path for kind in ("f16", "q8_0")}
+    return {kind: export_gguf(source, folder / f"{kind}.gguf", EXPORT_FORMATS[kind]).path for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "min_top1"), [("f16", 0.995), ("q8_0", 0.99)])
+@pytest.mark.parametrize(("kind", "min_top1"), KINDS.items())
 def test_agreement_on_the_same_file(kind: str, min_top1: float, files: dict[str, Path], token_ids: list[int]) -> None:
     """For F16 our file holds the source's very values, so this is agreement with the source too."""
     found = distance(our_logits(files[kind], token_ids), llama_logits(files[kind], token_ids))

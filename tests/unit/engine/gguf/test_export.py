@@ -67,14 +67,14 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(tmp_path: Path) -> None:
 
 
 def test_every_number_is_the_sources(tmp_path: Path) -> None:
-    """bf16 is kept; f16 and Q8_0 are rounded as the gguf package rounds; q and k of the Llama architecture lie in pairs."""
+    """bf16 is kept; f16, Q8_0 and Q4_0 are rounded as the gguf package rounds; q and k of the Llama architecture lie in pairs."""
     config = {**CONFIGS["llama"], "hidden_size": 96, "intermediate_size": 160}
     folder = write_checkpoint(tmp_path, config, dtype=torch.bfloat16)
     source = {name: tensor.float().numpy() for name, tensor in make_tensors(config, dtype=torch.bfloat16).items()}
     query = source["model.layers.1.self_attn.q_proj.weight"]
     # As convert_hf_to_gguf.py writes it: heads, halves, rows of a half.
     paired = query.reshape(4, 2, 12, 96).swapaxes(1, 2).reshape(96, 96)
-    for kind, quant in (("bf16", "BF16"), ("f16", "F16"), ("q8_0", "Q8_0")):
+    for kind, quant in (("bf16", "BF16"), ("f16", "F16"), ("q8_0", "Q8_0"), ("q4_0", "Q4_0")):
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(export(folder, kind).path).tensors}
         wanted = gguf.GGMLQuantizationType[quant]
         for name, values in (("blk.1.attn_q.weight", paired), ("blk.2.ffn_down.weight", source[_DOWN])):

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checkpoints import VOCAB_SIZE, write_checkpoint
-from tests.unit.engine.rig import Rig
+from tests.checkpoints import CONFIGS, VOCAB_SIZE, write_checkpoint
+from tests.unit.engine.rig import LIMITS, Rig
 from ziggurat.engine.assets import load_assets
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.gguf.export import export_gguf
@@ -22,7 +22,8 @@ from ziggurat.engine.llm import LLM
 from ziggurat.engine.sizing import ModelSource, open_model
 from ziggurat.engine.tokenizer import Tokenizer
 from ziggurat.errors import ModelError, UnsupportedFeature
-from ziggurat.programs.formats import BF16, FP32
+from ziggurat.programs.formats import BF16, FP32, Q4_0, Q8_0, FormatSpec
+from ziggurat.programs.lower import Formats, lower
 from ziggurat.scheduling.sampling import SamplingParams
 
 TOKENS = torch.randint(2, VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -54,16 +55,55 @@ def test_logits_are_the_folders(name: str, kind: str, dtype: torch.dtype, tmp_pa
         assert torch.equal(found, expected)
 
 
-def test_quantized_weights_are_bf16_unless_asked_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_quantized_weights_are_bf16_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = to_gguf(write_checkpoint(tmp_path, "llama"), "q8_0")
-    source = open_path(path)
+    source = open_model(EngineConfig(model=str(path), quantization="none"))
     assert (source.quantized_as, source.formats.weight, source.formats.kv) == ("q8_0", BF16, BF16)
     assert open_model(EngineConfig(model=str(path), dtype="float32")).formats.weight == FP32
-    with caplog.at_level(logging.WARNING), LLM(str(path), memory="64MiB") as llm:
+    with caplog.at_level(logging.WARNING), LLM(str(path), memory="64MiB", quantization="none") as llm:
         params = SamplingParams(max_tokens=4, temperature=0.0)
         (from_file,) = llm.generate(["the thin"], params)
     assert "Q8_0 weights are decoded to bf16" in caplog.text
     assert len(from_file.outputs[0].token_ids) == 4
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("spec", [Q8_0, Q4_0], ids=lambda spec: spec.name)
+def test_quantized_files_are_served_as_they_are(
+    name: str, spec: FormatSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file's blocks go into the panels untouched, q and k of the Llama architecture in Hugging Face's order: the same bytes and
+    bits as the folder, quantized while it is loaded."""
+    folder = write_checkpoint(tmp_path, name)
+    path = to_gguf(folder, spec.name)
+    formats = open_path(path).formats
+    assert (formats.weight, formats.kv) == (spec, BF16)
+    with caplog.at_level(logging.WARNING):
+        direct, quantized = Rig(path), Rig(folder, weight=spec)
+    assert not caplog.records
+    for packed, view in direct.memory.weights.items():
+        assert torch.equal(view, quantized.memory.weights[packed]), packed
+    found, expected = (rig.logits(rig.item("only", TOKENS, 0))[0] for rig in (direct, quantized))
+    assert torch.equal(found, expected)
+
+
+def test_files_of_mixed_types_are_decoded(tmp_path: Path) -> None:
+    """Rows that are no whole blocks fall back to F16: then not all matrices have one format, and auto keeps bf16."""
+    path = to_gguf(write_checkpoint(tmp_path, {**CONFIGS["llama"], "intermediate_size": 100}), "q8_0")
+    assert open_path(path).formats.weight == BF16
+    with pytest.raises(UnsupportedFeature, match=r"down_proj.weight' have 100 values, which is no multiple of 32"):
+        lower(open_path(path).program, Formats(weight=Q8_0, kv=FP32), LIMITS)
+
+
+def test_a_broken_scale_in_the_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = to_gguf(write_checkpoint(tmp_path, "llama"), "q8_0")
+    entry = open_path(path).tensors["model.layers.1.mlp.up_proj.weight"]
+    blob = bytearray(path.read_bytes())
+    blob[entry.offset + 34 : entry.offset + 36] = b"\xff\xff"
+    path.write_bytes(blob)
+    with caplog.at_level(logging.WARNING):
+        Rig(path)
+    assert "1 tensors hold NaN or infinity, first 'model.layers.1.mlp.up_proj.weight'" in caplog.text
 
 
 @pytest.fixture(scope="module")
