@@ -50,7 +50,7 @@ def log_probabilities(token_ids: list[int], weight: FormatSpec, backend: str) ->
     return torch.from_numpy(np.concatenate(parts)).double().log_softmax(-1)
 
 
-# Measured on 2,000 positions: 99.2 % and 2.3e-4, 90.8 % and 0.040; perplexity 11.87 in fp32, 11.90 and 11.86.
+# Seen on 2,000 positions of held-out prose for q4_0: 90.8 % and 0.040; perplexity 11.90 with q8_0, 11.86 with q4_0.
 BOUNDS = {"q8_0": (0.97, 1e-3, 0.01), "q4_0": (0.85, 0.08, 0.05)}
 
 
