@@ -34,7 +34,8 @@ class Works(Peer):
         print(f"a banner on standard output, {job.folder}")
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
-        time.sleep(1e-2 * num_tokens)  # well above what a busy machine adds, because differences of these times are taken
+        # Well above what a busy machine adds, because differences of these times are taken.
+        time.sleep(1e-2 * num_tokens)
         return [[7] * (num_tokens + self.surplus) for _ in prompts]
 
 
