@@ -104,8 +104,11 @@ class Sampler:
     def _adjust(self, request: SampleRequest) -> None:
         """Bias, minimum length and penalties, in place."""
         params, scores = request.params, self._scores
-        for token_id, bias in params.logit_bias.items():
-            scores[token_id] += bias
+        if params.logit_bias:
+            count = len(params.logit_bias)
+            scores[np.fromiter(params.logit_bias, np.int64, count)] += np.fromiter(
+                params.logit_bias.values(), np.float64, count
+            )
         if len(request.output_ids) < params.min_tokens:
             scores[[*request.eos_ids, *params.stop_token_ids]] = -np.inf
         if params.repetition_penalty != 1:

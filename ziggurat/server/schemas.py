@@ -15,6 +15,7 @@ from ziggurat.server.structured import ResponseFormat, StructuredOutputs
 from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
 MAX_ID_LENGTH = 128
+MAX_LOGIT_BIASES = 4096
 MAX_TOKEN_DIGITS = 18  # more than any vocabulary; Python refuses to read a number of thousands
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 
@@ -123,6 +124,17 @@ class CommonRequest(Strict):
     @classmethod
     def _one_stop(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, value: object) -> object:
+        # Before the entries are looked at: each is checked on the event loop, in about a microsecond, and added at every token.
+        if isinstance(value, dict) and len(value) > MAX_LOGIT_BIASES:
+            raise ValueError(
+                f"{len(value)} tokens are more than the {MAX_LOGIT_BIASES} that are taken; "
+                "to choose among few tokens, send allowed_token_ids"
+            )
+        return value
 
     @field_validator("logit_bias")
     @classmethod

@@ -281,6 +281,7 @@ def test_unknown_fields_name_the_nearest(path: str, body: dict[str, Any], hint: 
         ({"stop": [1]}, "stop.0"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"logit_bias": {"7": 101}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(4097)}}, "logit_bias"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"seed": "7"}, "seed"),
         ({"seed": 2**64}, "seed"),
