@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends hostile requests to a server over raw sockets, and says what is wrong with how it answered.
 
-A good answer is a 4xx with OpenAI's error body, or a closed connection. Where a request is odd but allowed, it is a 2xx as well. A
-connection that is still open at the deadline hangs.
+A good answer is a 4xx with OpenAI's error body, a 501 that names a feature which is not built, or a closed connection. Where a request is
+odd but allowed, it is a 2xx as well. A connection that is still open at the deadline hangs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 NUM_AT_ONCE = 12
 ERROR_KEYS = {"message", "type", "param", "code"}
@@ -134,7 +134,7 @@ def faults_of(received: bytes, attack: Attack) -> Iterator[str]:
             if status >= 200 and not attack.may_pass:
                 yield f"{status}: {body[:200]!r}"
             continue
-        if not 400 <= status < 500:
+        if not 400 <= status < 500 and not (status == 501 and _names_a_feature(body)):
             yield f"{status}: {body[:300]!r}"
         elif "x-request-id" not in headers or not headers.get("content-type", "").startswith("application/json"):
             yield f"{status} with the headers {headers}"
@@ -142,9 +142,20 @@ def faults_of(received: bytes, attack: Attack) -> Iterator[str]:
             yield f"{status} without OpenAI's body: {body[:300]!r}"
 
 
-def _is_error_body(body: bytes) -> bool:
+def _error(body: bytes) -> dict[str, Any]:
+    """OpenAI's error object; empty if the body is something else."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
-        return False
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+def _is_error_body(body: bytes) -> bool:
+    error = _error(body)
     return error.keys() >= ERROR_KEYS and isinstance(error["message"], str) and bool(error["message"])
+
+
+def _names_a_feature(body: bytes) -> bool:
+    error = _error(body)
+    return error.get("type") == "not_implemented_error" and bool(error.get("code"))

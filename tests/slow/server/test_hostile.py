@@ -90,6 +90,7 @@ def test_five_hundred_hostile_requests(server: ServerProcess) -> None:
     ("received", "fault"),
     [
         (b"HTTP/1.1 500 X\r\ncontent-length: 2\r\n\r\n{}", "500"),
+        (b"HTTP/1.1 501 X\r\ncontent-length: 2\r\n\r\n{}", "501"),
         (b"HTTP/1.1 200 X\r\ncontent-length: 2\r\n\r\n{}", "200"),
         (b"HTTP/1.1 400 X\r\ncontent-length: 2\r\n\r\n{}", "headers"),
         (b"HTTP/1.1 400 X\r\nx-request-id: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}", "body"),
