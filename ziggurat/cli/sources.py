@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ziggurat.cli.flags import Flag, Parser
 
 PREFIX = "ZIGGURAT_"
+# The folder of real traces, profiles and texts that experiments and tests may read; no setting of a verb (`ziggurat.catalog.data`).
+DATA_VARIABLE = "ZIGGURAT_DATA"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 FLAG, ARGUMENT, DEFAULT = "flag", "argument", "default"
 _TRUTH = {
@@ -88,7 +90,7 @@ def refuse_unknown_variables(flags: Mapping[str, Flag], environment: Mapping[str
             f"Kubernetes sets variables such as {PREFIX}PORT for a service of that name, and they are no settings: "
             f"give the service another name, or set enableServiceLinks to false"
         )
-    known = {variable(field) for field in flags} | {CONFIG_VARIABLE}
+    known = {variable(field) for field in flags} | {CONFIG_VARIABLE, DATA_VARIABLE}
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
     if not unknown:
         return
