@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -152,3 +153,29 @@ def test_no_shutdown_timeout_aborts_at_once(hasty: ServerProcess) -> None:
     thread.join()
     assert time.monotonic() - began_s < 5
     assert answers[0].json()["error"]["code"] == "draining"
+
+
+def test_a_client_that_still_sends_reads_the_whole_answer() -> None:
+    """Megabytes are on their way when the body times out: a plain close would reset the connection and take the answer along."""
+    with fake_server(config={"body_timeout": 0.2, "shutdown_timeout": 0}, step_s=0.05) as process:
+        for _ in range(5):
+            connection = socket.create_connection(("127.0.0.1", process.port), timeout=10)
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50000000\r\n\r\n"
+            connection.sendall(head.encode())
+            answer = b""
+            connection.setblocking(False)
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                    connection.send(b"x" * 1000)
+                try:
+                    part = connection.recv(65536)
+                except BlockingIOError:
+                    time.sleep(0.0005)
+                    continue
+                if not part:
+                    break
+                answer += part
+            connection.close()
+            head_part, _, body = answer.partition(b"\r\n\r\n")
+            assert head_part.startswith(b"HTTP/1.1 408 ") and json.loads(body)["error"]["message"]
