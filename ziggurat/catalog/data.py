@@ -20,4 +20,8 @@ def data_file(relative: str) -> Path | None:
 def why_missing(relative: str) -> str:
     """The note of a claim that was not run for want of a file."""
     folder = os.environ.get(VARIABLE)
-    return f"{relative} is not below {VARIABLE}={folder}" if folder else f"{VARIABLE} is not set; it names the folder with {relative}"
+    return (
+        f"{relative} is not below {VARIABLE}={folder}"
+        if folder
+        else f"{VARIABLE} is not set; it names the folder with {relative}"
+    )

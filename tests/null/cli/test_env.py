@@ -74,6 +74,7 @@ def test_names_of_requirements() -> None:
 
 
 def test_names_of_settings_but_no_values(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("ZIGGURAT_DATA", raising=False)
     monkeypatch.setenv("ZIGGURAT_API_KEY", "sk-hidden")
     assert main(["env", "--format", "json"]) == 0
     out = capsys.readouterr().out
