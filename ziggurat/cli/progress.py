@@ -27,3 +27,10 @@ class ProgressLine:
         share = f"{done_bytes / max(total_bytes, 1):4.0%} of {format_bytes(total_bytes)}  {what}"
         self._out.write(f"\r\x1b[K{share[:78]}" if done_bytes < total_bytes else "\r\x1b[K")
         self._out.flush()
+
+
+def show_steps(num_done: int, num_steps: int, what: str) -> None:
+    """``3/8 what`` on standard error if it is a terminal; an empty text wipes the line."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{num_done}/{num_steps} {what}"[:84] if what else "\r\x1b[K")
+        sys.stderr.flush()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from ziggurat.cli.bench.report import machine_facts
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.interrupt import raise_interrupts
 from ziggurat.cli.output import add_output_flags, emit, table
+from ziggurat.cli.progress import show_steps
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
 from ziggurat.units import format_bytes
@@ -84,7 +84,7 @@ def measure(config: Mapping[str, Any], peers: Sequence[type[Peer]], lengths: Len
     """Probe the machine, make the checkpoint once, measure, throw the checkpoint away."""
     with tempfile.TemporaryDirectory(prefix="ziggurat-peers-") as name:
         folder = Path(name)
-        _progress(0, 1, "probing the machine, making random weights")
+        show_steps(0, 1, "probing the machine, making random weights")
         machine = {"threads": threads, **probes.measure(threads)}
         write_checkpoint(folder, config)
         job = Job(
@@ -94,14 +94,8 @@ def measure(config: Mapping[str, Any], peers: Sequence[type[Peer]], lengths: Len
             max_model_len=lengths.max_model_len,
             max_kv_tokens=lengths.max_kv_tokens,
         )
-        rows = measure_peers(peers, job, lengths, vocab_size=config["vocab_size"], progress=_progress)
+        rows = measure_peers(peers, job, lengths, vocab_size=config["vocab_size"], progress=show_steps)
     return {"kind": "measured", "rows": rows, "machine": machine, "lengths": asdict(lengths)}
-
-
-def _progress(num_done: int, num_steps: int, what: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{num_done}/{num_steps} {what}"[:84] if what else "\r\x1b[K")
-        sys.stderr.flush()
 
 
 def as_text(result: Mapping[str, Any]) -> str:
