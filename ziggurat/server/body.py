@@ -45,7 +45,15 @@ async def parse_body(
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise RequestError(f"the body must not be compressed, got content encoding {encoding}", code="invalid_encoding")
-    raw = await read_body(request, held)
+    return decode_body(await read_body(request, held), model, unsupported, max_model_len=max_model_len)
+
+
+def decode_body(raw: bytes, model: type[Model], unsupported: Mapping[str, Any], *, max_model_len: int) -> Model:
+    """JSON text as ``model``.
+
+    Raises:
+        RequestError, UnsupportedField: see `parse_body`.
+    """
     refuse_many_values(raw, max_model_len)
     try:
         body = msgspec.json.decode(raw)

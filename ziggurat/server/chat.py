@@ -15,11 +15,11 @@ from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
 from ziggurat.server.conversation import Conversation, converse, make_reader, shows_special, template_options
 from ziggurat.server.fields import CHAT_UNSUPPORTED
-from ziggurat.server.generation import Generation, stop_reason
+from ziggurat.server.generation import Generation, Outputs, stop_reason
 from ziggurat.server.logprobs import chat_logprobs, prompt_logprobs
 from ziggurat.server.params import sampling_params
 from ziggurat.server.schemas import ChatRequest
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
 from ziggurat.server.sse import ChunkFrame
 
@@ -57,17 +57,27 @@ class ChatWriter:
 
     Args:
         head: ``id``, ``created`` and ``model`` of the answer.
+        call_ids: see `make_reader`; each choice gets its own.
     """
 
-    def __init__(self, service: Service, body: ChatRequest, head: dict[str, Any], conversation: Conversation) -> None:
+    def __init__(
+        self,
+        service: ModelText,
+        body: ChatRequest,
+        head: dict[str, Any],
+        conversation: Conversation,
+        call_ids: str | None = None,
+    ) -> None:
         self._service = service
         self._body = body
         self._head = head
         self._mask = conversation.mask
         self._num_top = body.num_logprobs
-        self._readers = [make_reader(body, conversation) for _ in range(body.num_choices)]
+        self._readers = [
+            make_reader(body, conversation, call_ids and f"{call_ids}/{index}") for index in range(body.num_choices)
+        ]
 
-    async def collect(self, generation: Generation) -> dict[str, Any]:
+    async def collect(self, generation: Outputs) -> dict[str, Any]:
         """The ``chat.completion`` object, once every choice has ended."""
         tokens: dict[int, list[SampledToken]] = {}
         ends: dict[int, GenerateOutput] = {}

@@ -17,11 +17,11 @@ from ziggurat.scheduling.masks import LogitsMask
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.server.body import parse_body
 from ziggurat.server.fields import COMPLETION_UNSUPPORTED
-from ziggurat.server.generation import Generation, stop_reason
+from ziggurat.server.generation import Generation, Outputs, stop_reason
 from ziggurat.server.logprobs import CompletionLogprobs, prompt_logprobs
 from ziggurat.server.params import sampling_params
 from ziggurat.server.schemas import CompletionRequest
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
 from ziggurat.server.sse import ChunkFrame
 from ziggurat.server.structured import allowed_tokens, language_of
@@ -58,7 +58,7 @@ def make_router(rooms: Rooms) -> APIRouter:
     return router
 
 
-def encode_prompts(service: Service, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
+def encode_prompts(service: ModelText, body: CompletionRequest) -> tuple[list[list[int]], list[str]]:
     """Token ids of every prompt, and the text that ``echo`` puts before its answers."""
     has_special = body.add_special_tokens is not False
     prompts = [
@@ -102,7 +102,7 @@ class CompletionWriter:
 
     def __init__(
         self,
-        service: Service,
+        service: ModelText,
         body: CompletionRequest,
         head: dict[str, Any],
         prompts: Sequence[Sequence[int]],
@@ -120,7 +120,7 @@ class CompletionWriter:
             num_choices = len(echoes) * body.num_choices
             self._logprobs = {index: CompletionLogprobs(service, body.logprobs) for index in range(num_choices)}
 
-    async def collect(self, generation: Generation) -> dict[str, Any]:
+    async def collect(self, generation: Outputs) -> dict[str, Any]:
         """The ``text_completion`` object, once every choice has ended. With ``best_of`` choices are numbered by their rank."""
         found = [_Prompt() for _ in self._prompts]
         async for prompt_index, output in generation.outputs():

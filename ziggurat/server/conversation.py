@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import string
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ziggurat.engine.chat_template import TemplateOptions
@@ -17,7 +19,7 @@ from ziggurat.server.call_grammar import answer_language
 from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.parsers import PARSERS, MessageReader, NamedCall, RequiredCalls, ThoughtReader, ToolParser
 from ziggurat.server.schemas import ChatRequest
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText
 from ziggurat.server.structured import allowed_tokens, must_call, offered_tools
 from ziggurat.server.turns import NamedTool
 
@@ -69,7 +71,7 @@ def _effort(body: ChatRequest, family: Family) -> dict[str, Any]:
     )
 
 
-async def converse(service: Service, body: ChatRequest, prompt_ids: Sequence[int]) -> Conversation:
+async def converse(service: ModelText, body: ChatRequest, prompt_ids: Sequence[int]) -> Conversation:
     """Compile what the answer is held to.
 
     Raises:
@@ -84,7 +86,7 @@ async def converse(service: Service, body: ChatRequest, prompt_ids: Sequence[int
     return Conversation(family=family, thoughts=thoughts, mask=mask)
 
 
-def thoughts_after(service: Service, family: Family, prompt_ids: Sequence[int]) -> Thoughts:
+def thoughts_after(service: ModelText, family: Family, prompt_ids: Sequence[int]) -> Thoughts:
     """Whether a prompt is followed by thoughts: opened in it, expected, possible, or not there."""
     if not family.is_thinking:
         return "none"
@@ -96,8 +98,12 @@ def thoughts_after(service: Service, family: Family, prompt_ids: Sequence[int]) 
     return "possible" if family.thinking_switch is None else "expected"
 
 
-def make_reader(body: ChatRequest, conversation: Conversation) -> MessageReader:
-    """The reader of one choice."""
+def make_reader(body: ChatRequest, conversation: Conversation, call_ids: str | None = None) -> MessageReader:
+    """The reader of one choice.
+
+    Args:
+        call_ids: ids of calls follow from this text; None makes random ones.
+    """
     thoughts = None
     if conversation.thoughts != "none":
         thoughts = ThoughtReader(is_open=conversation.thoughts == "opened")
@@ -105,7 +111,7 @@ def make_reader(body: ChatRequest, conversation: Conversation) -> MessageReader:
     return MessageReader(
         thoughts,
         tool_parser(body, conversation.family),
-        make_id=_mistral_id if is_mistral else _call_id,
+        make_id=_derived_ids(call_ids, is_mistral) if call_ids else _mistral_id if is_mistral else _call_id,
         max_calls=1 if body.parallel_tool_calls is False else None,
         shows_thoughts=body.include_reasoning is not False,
     )
@@ -130,6 +136,16 @@ def shows_special(body: ChatRequest, family: Family) -> bool:
 
 def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _derived_ids(base: str, is_mistral: bool) -> Callable[[], str]:
+    numbers = count()
+
+    def make() -> str:
+        digest = hashlib.blake2b(f"{base}/{next(numbers)}".encode(), digest_size=12).hexdigest()
+        return digest[:MISTRAL_ID_LENGTH] if is_mistral else f"call_{digest}"
+
+    return make
 
 
 def _mistral_id() -> str:

@@ -21,7 +21,7 @@ from ziggurat.server.body import parse_body
 from ziggurat.server.generation import ClientGone, until_disconnect
 from ziggurat.server.metrics import RequestTimer
 from ziggurat.server.schemas import MAX_ID_LENGTH, Prompts, check_prompts, list_prompts
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText, Service
 from ziggurat.server.serving import CLIENT_CLOSED_REQUEST, Rooms, check_model, new_id, off_loop
 from ziggurat.server.turns import Strict
 
@@ -76,7 +76,7 @@ def make_router(rooms: Rooms) -> APIRouter:
             body = await parse_body(request, held, EmbeddingRequest, UNSUPPORTED, max_model_len=service.max_model_len)
             model = check_model(service, body.model)
             size = sum(len(text) for text in body.input)
-            prompts = await off_loop(lambda: _encode(service, body), size)
+            prompts = await off_loop(lambda: encode_inputs(service, body), size)
         final_id = rooms.state.take_id(new_id("embd", body.request_id))
         run = _Run(service, body, final_id, prompts, RequestTimer(rooms.metrics, num_choices=len(prompts)))
         try:
@@ -101,7 +101,7 @@ def make_router(rooms: Rooms) -> APIRouter:
     return router
 
 
-def _encode(service: Service, body: EmbeddingRequest) -> list[list[int]]:
+def encode_inputs(service: ModelText, body: EmbeddingRequest) -> list[list[int]]:
     """Token ids of every text. Errors name the field as this route has it."""
     has_special = body.add_special_tokens is not False
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive
 
@@ -57,6 +57,29 @@ def stop_reason(output: GenerateOutput, mask: LogitsMask | None) -> str | int | 
     return "max_tokens" if mask.was_closed(output.num_output_tokens) else output.stop_reason
 
 
+def raise_if_failed(request: GenerateRequest, output: GenerateOutput) -> None:
+    """An output that says that the engine failed is an error, the client's where its grammar is to blame.
+
+    Raises:
+        EngineError, GrammarFailed: it does.
+    """
+    if output.finish_reason == "error":
+        mask = request.params.logits_mask
+        if isinstance(mask, GrammarMask | ThinkFirst) and mask.failure is not None:
+            raise GrammarFailed(f"the grammar of this request is {mask.failure}")
+        raise EngineError(output.error or "the engine failed while running this request")
+
+
+class Outputs(Protocol):
+    """What an answer is made of."""
+
+    usage: Usage
+
+    def outputs(self) -> AsyncIterator[tuple[int, GenerateOutput]]:
+        """(index of the prompt, output) until every choice has ended."""
+        ...
+
+
 class Generation:
     """The engine's streams behind one HTTP request, merged. Its owner must call `close`, whatever happens.
 
@@ -95,11 +118,7 @@ class Generation:
         async for prompt_index, output in source:
             self.usage.add(prompt_index, output)
             self._timer.on_output(prompt_index, output)
-            if output.finish_reason == "error":
-                mask = self._requests[prompt_index].params.logits_mask
-                if isinstance(mask, GrammarMask | ThinkFirst) and mask.failure is not None:
-                    raise GrammarFailed(f"the grammar of this request is {mask.failure}")
-                raise EngineError(output.error or "the engine failed while running this request")
+            raise_if_failed(self._requests[prompt_index], output)
             if output.finish_reason == "abort":
                 raise Draining("the request was ended because the server is shutting down")
             yield prompt_index, output

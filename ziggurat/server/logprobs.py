@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ziggurat.scheduling.protocol import SampledToken
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText
 
 # JSON has no minus infinity; OpenAI's own value for "so unlikely that it does not matter".
 FLOOR = -9999.0
 
 
-def chat_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: int) -> dict[str, Any]:
+def chat_logprobs(service: ModelText, tokens: Sequence[SampledToken], num_top: int) -> dict[str, Any]:
     """``choices[].logprobs`` of chat: one entry per token with up to ``num_top`` alternatives, best first."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def chat_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: int
     return {"content": content, "refusal": None}
 
 
-def prompt_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: int) -> list[dict[str, Any] | None]:
+def prompt_logprobs(service: ModelText, tokens: Sequence[SampledToken], num_top: int) -> list[dict[str, Any] | None]:
     """vLLM's ``prompt_logprobs``: null for the first token; for each other one its own entry, then up to ``num_top`` alternatives.
 
     Args:
@@ -53,7 +53,7 @@ def prompt_logprobs(service: Service, tokens: Sequence[SampledToken], num_top: i
 class CompletionLogprobs:
     """``choices[].logprobs`` of completions for one choice: parallel lists, with offsets into its text."""
 
-    def __init__(self, service: Service, num_top: int) -> None:
+    def __init__(self, service: ModelText, num_top: int) -> None:
         self._service = service
         self._num_top = num_top
         self._offset = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server needs from whoever generates text: one small protocol. `EngineService` is the real one; tests bring a fake."""
+"""What the server needs from whoever generates text: two small protocols. `EngineService` is the real one; tests bring a fake."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ServiceStats:
     busy_s: float = 0.0
 
 
-class Service(Protocol):
-    """A loaded model that generates text.
+class ModelText(Protocol):
+    """How a model reads and writes: names, tokens, templates, languages. Generates nothing.
 
     Attributes:
         model_names: names that requests may use; the first is the one that answers carry.
@@ -90,6 +90,10 @@ class Service(Protocol):
             UnsupportedFeature: the library for it is not installed.
         """
         ...
+
+
+class Service(ModelText, Protocol):
+    """A loaded model that generates text."""
 
     async def start(self, request: AnyRequest) -> AsyncIterator[GenerateOutput]:
         """Admit a request. Closing (``aclose``) or cancelling the iterator aborts it and gives its memory back.

@@ -22,7 +22,7 @@ from ziggurat.server.generation import ClientGone, Generation, until_disconnect
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
 from ziggurat.server.params import generate_requests
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
-from ziggurat.server.service import Service
+from ziggurat.server.service import ModelText
 from ziggurat.server.sse import EventStream
 from ziggurat.server.state import ServerState
 
@@ -55,7 +55,7 @@ class Reply:
     stream: Callable[[Generation], AsyncIterator[bytes]]
 
 
-def check_model(service: Service, wanted: str | None) -> str:
+def check_model(service: ModelText, wanted: str | None) -> str:
     """The name the answer carries; a request without a model gets the one that is served.
 
     Raises:

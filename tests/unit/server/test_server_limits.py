@@ -14,7 +14,7 @@ from ziggurat.errors import ConfigError
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.body import read_body
 from ziggurat.server.config import ServerConfig
-from ziggurat.server.engine_service import PIECE_CHARACTERS, WHOLE_CHARACTERS, refuse_hopeless
+from ziggurat.server.engine_text import PIECE_CHARACTERS, WHOLE_CHARACTERS, refuse_hopeless
 from ziggurat.server.errors import BodyTooLarge, PromptTooLong, error_object
 
 
