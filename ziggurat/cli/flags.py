@@ -178,8 +178,12 @@ def _kind(hint: Any) -> tuple[type, bool]:
     return hint, False
 
 
-def add_flags(parser: Parser, flags: Iterable[Flag]) -> None:
-    """Add flags to a parser, under one heading per group, and ``--config`` and ``--show-config`` beside the first ones."""
+def add_flags(parser: Parser, flags: Iterable[Flag], *, short: Mapping[str, str] = types.MappingProxyType({})) -> None:
+    """Add flags to a parser, under one heading per group, and ``--config`` and ``--show-config`` beside the first ones.
+
+    Args:
+        short: field -> a short spelling besides the long one (``-o``).
+    """
     if "--config" not in parser.flag_names():
         add_configuration(parser)
     groups = {group.title: group for group in parser._action_groups}
@@ -187,7 +191,8 @@ def add_flags(parser: Parser, flags: Iterable[Flag]) -> None:
         parser.flags[flag.field] = flag
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
-        groups[flag.group].add_argument(flag.name, **_settings(flag))
+        names = [short[flag.field], flag.name] if flag.field in short else [flag.name]
+        groups[flag.group].add_argument(*names, **_settings(flag))
 
 
 def add_configuration(parser: Parser) -> None:

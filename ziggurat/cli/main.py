@@ -27,6 +27,7 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
     "embed": "turn texts into vectors",
+    "batch": "run a file of requests offline; resumable",
     "ps": "show what a running server serves, to whom, and who holds which memory",
     "plan": "say whether a model fits a budget, and what fits",
     "show": "explain a model: architecture, bytes, tokenizer; why it is refused if it is",

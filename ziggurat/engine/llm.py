@@ -4,95 +4,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from ziggurat.engine.chat_template import Message, missing_template
 from ziggurat.engine.config import EMBEDDED_MODEL, EngineConfig
 from ziggurat.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
 from ziggurat.engine.engine import Engine
-from ziggurat.engine.ranking import Ranking
-from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.job import JobRun
+from ziggurat.engine.llm_output import (
+    CompletionOutput,
+    Generating,
+    Prompt,
+    PromptJob,
+    RequestMetrics,
+    RequestOutput,
+    new_result,
+)
+from ziggurat.engine.types import EmbedRequest, GenerateOutput, GenerateRequest
 from ziggurat.errors import ConfigError, EngineError, QueueFull, RequestError
 from ziggurat.registry import nearest
-from ziggurat.scheduling.protocol import Pooling, SampledToken
+from ziggurat.scheduling.protocol import Pooling
 from ziggurat.scheduling.sampling import SamplingParams
 
-Prompt: TypeAlias = str | Sequence[int]
-Logprobs: TypeAlias = list[dict[int, float]]
-"""Per token: token id -> log-probability, of the sampled token and of the alternatives asked for."""
 R = TypeVar("R", GenerateRequest, EmbedRequest)
-
-
-@dataclass(slots=True, kw_only=True)
-class CompletionOutput:
-    """One continuation.
-
-    Attributes:
-        logprobs: None unless ``SamplingParams.logprobs`` was set.
-        stop_reason: the stop string or token id that ended it, if one did.
-    """
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: Logprobs | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestMetrics:
-    """Times of one request by the engine's clock, seconds.
-
-    Attributes:
-        first_token_s: when the first token of any continuation was there; None if there was none.
-    """
-
-    arrival_s: float
-    first_token_s: float | None = None
-    finished_s: float | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestOutput:
-    """A prompt and its continuations.
-
-    Attributes:
-        prompt: None when the prompt was given as token ids.
-        outputs: in order of their index; with ``best_of``, the n best, best first.
-        num_cached_tokens: prompt tokens whose KV was there already.
-        prompt_logprobs: None unless ``SamplingParams.prompt_logprobs`` was set; one entry per token of the prompt, None for the first.
-    """
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    metrics: RequestMetrics
-    num_cached_tokens: int = 0
-    prompt_logprobs: list[dict[int, float] | None] | None = None
-
-
-@dataclass(slots=True)
-class _Generation:
-    """A result in the making. All sampled continuations are here; `finish` keeps those that were asked for."""
-
-    result: RequestOutput
-    ranking: Ranking = field(default_factory=Ranking)
-
-    def take(self, output: GenerateOutput, now_s: float) -> None:
-        """New tokens and endings."""
-        self.ranking.add(output.index, output.tokens)
-        _take(self.result, output, now_s)
-
-    def finish(self, params: SamplingParams) -> RequestOutput:
-        """The n continuations; with ``best_of`` they are numbered by their rank."""
-        if params.is_ranked:
-            self.result.outputs = [self.result.outputs[index] for index in self.ranking.best(params.n)]
-            for rank, completion in enumerate(self.result.outputs):
-                completion.index = rank
-        return self.result
 
 
 class LLM:
@@ -137,15 +72,47 @@ class LLM:
             GenerateRequest(request_id=self._new_id(), prompt_ids=self._ids(prompt), params=each)
             for prompt, each in zip(many, params, strict=True)
         ]
-        results: dict[str, _Generation] = {}
+        results: dict[str, Generating] = {}
         prompt_of = {request.request_id: prompt for request, prompt in zip(requests, many, strict=True)}
 
         def on_added(request: GenerateRequest) -> None:
-            result = _new_result(request, prompt_of[request.request_id], self.engine.now())
-            results[request.request_id] = _Generation(result)
+            result = new_result(request, prompt_of[request.request_id], self.engine.now())
+            results[request.request_id] = Generating(result)
 
         self._run(requests, on_added, lambda output: results[output.request_id].take(output, self.engine.now()))
         return [results[request.request_id].finish(request.params) for request in requests]
+
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        expected_output_tokens: int | None = None,
+    ) -> list[RequestOutput]:
+        """As `generate`, for many prompts that are all known: those that share a beginning run together, in an order made for the end
+        of the whole (`ziggurat.scheduling.job`). ``planner="memory-centric"`` suits it. Answers come in the order of the prompts.
+
+        Args:
+            expected_output_tokens: how long texts are on average; by default their ``max_tokens``.
+
+        Raises:
+            RequestError: see `generate`; a prompt that is too long ends the call.
+            EngineError: a step failed.
+        """
+        many = _as_prompts(prompts)
+        params = self._params(sampling_params, len(many))
+        requests = [
+            GenerateRequest(
+                request_id=self._new_id(),
+                prompt_ids=self._ids(prompt),
+                params=each,
+                expected_tokens=expected_output_tokens,
+            )
+            for prompt, each in zip(many, params, strict=True)
+        ]
+        job = PromptJob(requests, many, self.engine.now)
+        JobRun(self.engine, job.items, job).run()
+        return [job.results[index].finish(each) for index, each in enumerate(params)]
 
     def embed(
         self, texts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
@@ -285,52 +252,12 @@ class LLM:
         return True
 
 
-def _new_result(request: GenerateRequest, prompt: Prompt, now_s: float) -> RequestOutput:
-    params = request.params
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=list(request.prompt_ids),
-        outputs=[
-            CompletionOutput(index=index, logprobs=None if params.logprobs is None else [])
-            for index in range(params.num_sequences)
-        ],
-        metrics=RequestMetrics(arrival_s=now_s),
-        prompt_logprobs=None if params.prompt_logprobs is None else [None],
-    )
-
-
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
-
-
-def _take(result: RequestOutput, output: GenerateOutput, now_s: float) -> None:
-    completion, metrics = result.outputs[output.index], result.metrics
-    completion.text += output.text
-    completion.token_ids += [token.token_id for token in output.tokens]
-    if completion.logprobs is not None:
-        completion.logprobs += [_logprobs(token) for token in output.tokens]
-    if result.prompt_logprobs is not None:
-        result.prompt_logprobs += [_logprobs(token) for token in output.prompt_logprobs]
-    result.num_cached_tokens = output.num_cached_tokens
-    if output.tokens and metrics.first_token_s is None:
-        metrics.first_token_s = now_s
-    if output.finish_reason is not None:
-        completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
-        metrics.finished_s = now_s
-    if output.finish_reason == "error":
-        raise EngineError(output.error or f"request {output.request_id} failed")
-
-
-def _logprobs(token: SampledToken) -> dict[int, float]:
-    values = dict(token.top_logprobs)
-    if token.logprob is not None:
-        values[token.token_id] = token.logprob
-    return values
 
 
 __all__ = ["LLM", "CompletionOutput", "EmbeddingOutput", "EmbeddingRequestOutput", "RequestMetrics", "RequestOutput"]

@@ -21,6 +21,7 @@ class GenerateRequest:
     Attributes:
         priority: lower runs earlier; refused unless the scheduling policy is ``priority`` (vLLM's meaning).
         cache_salt: requests share prefixes only with requests of the same salt.
+        expected_tokens: how long the text is expected to be; None expects ``max_tokens``. For planners of jobs, never a limit.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class GenerateRequest:
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    expected_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class EmbedRequest:
 
     params: ClassVar[SamplingParams] = SamplingParams()
     """Nothing is sampled; here so that it can pass for an `EngineRequest`."""
+    expected_tokens: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "last"):

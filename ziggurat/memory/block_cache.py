@@ -134,6 +134,20 @@ class BlockCache:
             for each in self.forest.cut(node):
                 self._forget_all(each)
 
+    def forget(self, path: Sequence[PrefixNode]) -> None:
+        """Forget the blocks of a path, last ones first, that nobody holds and nothing longer needs."""
+        for node in reversed(path):
+            if self.leader is not None:
+                if not node.is_offered:
+                    return  # somebody holds it, or goes on from it, and so everything before it
+                self._evict_leaf(node)
+                continue
+            for group, block in enumerate(node.blocks):
+                if block != DROPPED and self.pools[group].refs[block] == 0:
+                    self._forget(node, group)
+            if node.parent is not None:
+                self.forest.prune(node)
+
     def evict_all(self) -> None:
         """Forget every cached block that nobody holds."""
         for group, policy in enumerate(self._policies):
@@ -155,6 +169,9 @@ class BlockCache:
             num_freed = self._forget(node, group)
             self.forest.prune(node)
             return num_freed
+        return self._evict_leaf(node)
+
+    def _evict_leaf(self, node: PrefixNode) -> int:
         parent = self.forest.evict(node)
         num_freed = self._forget_all(node)
         self._offer(parent)

@@ -7,15 +7,13 @@ A table of a full group and of a window group (block size 4, window 6), 13 token
     full     | 7 | 2 | 9 | 4 )          blocks [0, 4): all of them
     window   | x | x | 3 | 5 )          token 13 sees [8, 13]: blocks 0 and 1 have left (x = DROPPED)
 
-Full blocks enter the prefix forest when they are committed. If somebody else computed the same block after the same prefix first,
-the sequence goes on with that one and gives its own copy back; a table may therefore change at `commit`, and a `KVView` is good for
-one step only.
+Full blocks enter the prefix forest when they are committed. If somebody else computed the same block after the same prefix first, the
+sequence goes on with that one and gives its own back; a table may change at `commit`, and a `KVView` is good for one step only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ziggurat.memory.block_cache import BlockCache, first_visible_block, peak_window_blocks
 from ziggurat.memory.eviction import LRU, EvictionPolicy
@@ -24,18 +22,9 @@ from ziggurat.memory.kv import DROPPED, CopyOp, KVStats, KVView, OutOfBlocks, Wi
 from ziggurat.memory.ledger import Lease
 from ziggurat.memory.open_sequence import KVAccounts, OpenSequence
 from ziggurat.memory.paged_audit import audit_store
-from ziggurat.memory.reuse import CACHING_OFF, explain_miss, max_reusable_blocks
+from ziggurat.memory.reuse import CACHING_OFF, PrefixCounters, explain_miss, max_reusable_blocks
 from ziggurat.programs.program import KVGroup
 from ziggurat.units import ceil_div
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixCounters:
-    """What prefix reuse brought since the start: tokens of all opened sequences, those found cached, blocks evicted for others."""
-
-    query_tokens: int = 0
-    hit_tokens: int = 0
-    evicted_blocks: int = 0
 
 
 class PagedKVStore:
@@ -73,8 +62,7 @@ class PagedKVStore:
         self.sequences: dict[str, OpenSequence] = {}
         self.last_miss_reason: str | None = None
         self.accounts = KVAccounts(self.cache.pools, block_bytes, lease)
-        self._query_tokens = 0
-        self._hit_tokens = 0
+        self._query_tokens = self._hit_tokens = 0
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -179,6 +167,13 @@ class PagedKVStore:
         self._hit_tokens += num_cached
         return num_cached
 
+    def hold(self, name: str, token_ids: Sequence[int], *, salt: str = "") -> int:
+        """Keep what is cached of ``token_ids``, but for the last, until ``release(name)``. No use that is counted. Returns tokens."""
+        counts = self._query_tokens, self._hit_tokens
+        num_tokens = self.open(name, token_ids, salt=salt)
+        self._query_tokens, self._hit_tokens = counts
+        return num_tokens
+
     def reserve(self, seq_id: str, num_tokens: int) -> list[CopyOp]:
         """Take space for ``num_tokens`` more tokens after the computed ones.
 
@@ -268,6 +263,11 @@ class PagedKVStore:
             seq.lease.release()
 
     # -- all sequences ------------------------------------------------------------------------------------------------
+
+    def forget(self, token_ids: Sequence[int], *, salt: str = "") -> None:
+        """Free what is cached of these tokens, last ones first, as far as nobody holds it and nothing longer goes on from it."""
+        self.cache.forget(self.cache.forest.match(token_ids, salt, len(token_ids) // self.block_size))
+        self.accounts.settle(None)
 
     def drop_cache(self) -> None:
         """Forget every cached block that no sequence holds."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a prompt was not reused, or not further: the engine logs this sentence once per request."""
+"""What reuse of prefixes brought, and why a prompt was not reused, or not further: the engine logs this sentence once per request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ziggurat.memory.forest import PrefixForest, PrefixNode
 
@@ -12,6 +13,15 @@ TOO_SHORT = "prompt shorter than one block"
 CALLER_LIMIT = "limited by the caller"
 EVICTED = "evicted"
 OTHER_SALT = "other salt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCounters:
+    """What prefix reuse brought since the start: tokens of all opened sequences, those found cached, blocks evicted for others."""
+
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    evicted_blocks: int = 0
 
 
 def max_reusable_blocks(num_tokens: int, block_size: int, max_cached: int | None) -> int:

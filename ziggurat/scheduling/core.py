@@ -141,6 +141,7 @@ class EngineCore:
             prompt_ids=request.prompt_ids,
             params=request.params,
             max_tokens=max_tokens,
+            expected_tokens=min(request.expected_tokens or max_tokens, max_tokens),
             seed=derive_seed(seed, index),
             cache_salt=request.cache_salt,
             priority=request.priority,

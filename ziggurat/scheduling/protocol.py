@@ -31,6 +31,7 @@ class SequenceView:
         num_slots: sequence slots that it takes while it runs: 1, or more for a prompt with n > 1 whose forks are still to come
             (at most ``TokenBudget.max_num_seqs``; forks beyond that are born waiting).
         max_tokens: the most it may generate; for planners that reserve space to the end. 0 for one that never samples (an embedding).
+        expected_tokens: how long its text is expected to be; at most ``max_tokens``, which it is unless somebody knows better.
     """
 
     seq_id: str
@@ -42,6 +43,7 @@ class SequenceView:
     arrival_s: float
     num_slots: int = 1
     max_tokens: int = 1
+    expected_tokens: int = 1
 
     @property
     def num_uncomputed(self) -> int:

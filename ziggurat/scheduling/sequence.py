@@ -40,6 +40,8 @@ class EngineRequest(Protocol):
     def priority(self) -> int: ...
     @property
     def cache_salt(self) -> str: ...
+    @property
+    def expected_tokens(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Request:
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    expected_tokens: int | None = None
 
 
 class SequenceStatus(Enum):
@@ -76,6 +79,7 @@ class SequenceState:
         index: which of the request's n continuations.
         prompt_ids: shared by all continuations, not copied.
         max_tokens: output limit, cut to the context and to the pool.
+        expected_tokens: how long the text is expected to be; planners of jobs set space aside for it.
         arrival: order of the request's arrival.
         since_s: when the present status began.
         num_cached: prompt tokens found in the prefix forest at the first admission.
@@ -93,6 +97,7 @@ class SequenceState:
     prompt_ids: Sequence[int]
     params: SamplingParams
     max_tokens: int
+    expected_tokens: int
     seed: int
     cache_salt: str
     priority: int
@@ -199,4 +204,5 @@ class SequenceState:
             arrival_s=self.arrival_s,
             num_slots=self.num_slots,
             max_tokens=self.max_tokens,
+            expected_tokens=self.expected_tokens,
         )

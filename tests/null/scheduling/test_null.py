@@ -111,6 +111,7 @@ def test_slices_cross_from_prompt_to_output() -> None:
         prompt_ids=(1, 2, 3),
         params=request().params,
         max_tokens=4,
+        expected_tokens=4,
         seed=0,
         cache_salt="",
         priority=0,

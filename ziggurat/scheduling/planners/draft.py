@@ -83,6 +83,21 @@ class Draft:
             elif len(self.running) > 1:
                 self.preempt_last()
 
+    def run_prefills(self) -> None:
+        """Running prompts that are not finished share the tokens that are left, in order. Where blocks are short a chunk shrinks; if
+        nothing at all could run, the last running sequence is preempted until the first one fits."""
+        for seq in [seq for seq in self.running if seq.num_uncomputed > 1]:
+            price = partial(self.kv.needed_blocks, seq.seq_id)
+            limit = min(seq.num_uncomputed, self.tokens_left)
+            length = self.longest(price, limit)
+            while length == 0 and not self.chunks and self.running[-1] is not seq:
+                self.preempt_last()
+                length = self.longest(price, limit)
+            if length > 0:
+                self.run(seq, length)
+            if seq is self.running[-1]:
+                break  # those behind it have been preempted
+
     def go_on(self) -> None:
         """The first running prompt that is not finished gets as long a chunk as fits."""
         for seq in self.running:

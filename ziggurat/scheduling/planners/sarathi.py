@@ -32,23 +32,10 @@ class Sarathi:
         """Decide the next step."""
         draft = Draft(state, budget)
         draft.run_decodes()
-        self._run_prefills(draft)
+        draft.run_prefills()
         if not draft.preempts:
             self._admit(draft, state)
         return draft.plan()
-
-    def _run_prefills(self, draft: Draft) -> None:
-        for seq in [seq for seq in draft.running if seq.num_uncomputed > 1]:
-            price = partial(draft.kv.needed_blocks, seq.seq_id)
-            limit = min(seq.num_uncomputed, draft.tokens_left)
-            length = draft.longest(price, limit)
-            while length == 0 and not draft.chunks and draft.running[-1] is not seq:
-                draft.preempt_last()
-                length = draft.longest(price, limit)
-            if length > 0:
-                draft.run(seq, length)
-            if seq is draft.running[-1]:
-                break  # those behind it have been preempted
 
     def _admit(self, draft: Draft, state: EngineState) -> None:
         watermark = draft.watermark(WATERMARK_RATIO)
