@@ -50,14 +50,24 @@ class TaskResult:
 
 
 def make_items(
-    tokenizer: Tokenizer, task: str, length_tokens: int, num_items: int, seed: int, first_item: int = 0
+    tokenizer: Tokenizer,
+    task: str,
+    length_tokens: int,
+    num_items: int,
+    seed: int,
+    first_item: int = 0,
+    begin: int = BEGIN,
 ) -> Iterable[EncodedItem]:
-    """Held-out items `first_item` and on, with one question each; item i depends on (seed, task, length, i) only."""
+    """Held-out items `first_item` and on, with one question each; item i depends on (seed, task, length, i) only.
+
+    Args:
+        begin: the token that begins a text.
+    """
     pool = word_pool(tokenizer, "held_out")
     number = TASKS.names().index(task)
     for index in range(first_item, first_item + num_items):
         rng = np.random.default_rng([seed, number, length_tokens, index])
-        yield encode_item(TASKS.get(task)(rng, pool, length_tokens, 1), pool.encode, BEGIN)
+        yield encode_item(TASKS.get(task)(rng, pool, length_tokens, 1), pool.encode, begin)
 
 
 def evaluate_task(

@@ -13,6 +13,7 @@ KINDS = Kinds(
         "throughput": "all requests at once: requests and tokens per second",
         "serve": "requests at a rate, or from clients that wait: TTFT, TPOT, ITL, E2EL",
         "sweep": "the highest request rate that meets a target",
+        "quality": "what number formats cost: perplexity, agreement, right answers",
         "recall": "how well evidence is found in long conversations",
         "peers": "the same work on other engines, in the same run",
     },
