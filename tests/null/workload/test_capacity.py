@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziggurat.errors import ConfigError
-from ziggurat.workload.capacity import GRANULARITY, MAX_RUNS, search_capacity, widening
+from ziggurat.workload.capacity import GRANULARITY, MAX_RUNS, by_majority, search_capacity, widening
 from ziggurat.workload.metrics import Attainment, attainment, effective_throughput, slowest_rate
 from ziggurat.workload.records import RequestRecord
 
@@ -88,3 +88,19 @@ def test_effective_throughput_counts_prompts_in_time_and_steady_generation() -> 
     assert slowest_rate(record((0.0, 0.1, 1.1))) == pytest.approx(1 / 0.19)
     assert slowest_rate(record((1.0,))) == float("inf")
     assert effective_throughput([record((0.1,), reason="error")], duration_s=1) == 0
+
+
+@given(limit=st.floats(1.0, 100.0), hiccup=st.integers(0, 40))
+def test_a_majority_is_not_moved_by_one_hiccup(limit: float, hiccup: int) -> None:
+    steady = met_up_to(limit)
+    count = 0
+
+    def run(rate: float) -> Attainment:
+        nonlocal count
+        count += 1
+        return steady(rate * 10 if count == hiccup else rate)
+
+    found = search_capacity(by_majority(run, 3), start_rate=5.0)
+    assert limit / (1 + GRANULARITY) <= found.rate <= limit
+    # Two runs that agree need no third.
+    assert 2 * len(found.runs) <= count <= 2 * len(found.runs) + 1
