@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ziggurat"
 
 # A room may import rooms that stand before it, and itself. The ground floor is the single files.
-GROUND_FLOOR = ("errors", "units", "clock", "registry")
+GROUND_FLOOR = ("errors", "units", "clock", "registry", "durable")
 ROOMS = (
     *(
         "programs",

@@ -35,6 +35,7 @@ VERBS = {
     "train": "train a model by a recipe, resumable",
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",
+    "recall": "long-term memory in plain text: remember, find again, forget without a trace",
     "hardware": "devices and links by name; cost models fitted to measured files",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",

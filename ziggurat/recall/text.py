@@ -17,7 +17,16 @@ _KEPT = 3
 
 def words(text: str) -> list[str]:
     """Stems of the words that are not stop words, in order."""
-    return [stem(word) for word in _WORD.findall(text.lower()) if word.removesuffix("'s") not in STOP_WORDS]
+    return [stem(word) for word in _plain_words(text)]
+
+
+def stem_of_word(text: str) -> dict[str, str]:
+    """The words of a text as they are written, each with its stem; to show which of them count."""
+    return {word: stem(word) for word in _plain_words(text)}
+
+
+def _plain_words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text.lower()) if word.removesuffix("'s") not in STOP_WORDS]
 
 
 def stem(word: str) -> str:

@@ -29,6 +29,8 @@ def test_every_flag_has_a_help_text(command: str) -> None:
     assert all(action.help for action in parser_of(command)._actions)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"serve", "chat", "train", "bench", "trace", "hardware"}))
+@pytest.mark.parametrize(
+    "command", sorted(set(COMMANDS) - {"serve", "chat", "train", "bench", "trace", "hardware", "recall"})
+)
 def test_verbs_with_a_result_print_text_or_json_anywhere(command: str) -> None:
     assert {"--format", "--output"} <= set(FROZEN[command])

@@ -96,7 +96,7 @@ class BatchJob:
         run = JobRun(self._engine, self._items, self, is_done)
         self._started_s = time.perf_counter()
         report = run.run(self._on_step)
-        self._journal.finish(self._output, [line.custom_id for line in self._file.lines])
+        self._journal.finish(self._output, len(self._file.lines))
         return report
 
     def __enter__(self) -> BatchJob:
