@@ -36,6 +36,7 @@ VERBS = {
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",
     "recall": "long-term memory in plain text: remember, find again, forget without a trace",
+    "simulate": "the server's own scheduler on machines that are not there",
     "hardware": "devices and links by name; cost models fitted to measured files",
     "systems": "list the systems of the literature and where each stands",
     "reproduce": "re-run the claims of one system",

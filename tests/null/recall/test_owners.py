@@ -12,12 +12,12 @@ from ziggurat.errors import RequestError
 from ziggurat.recall.cube import Filter, NewMemory
 from ziggurat.recall.owners import AccessDenied, forget_owner, open_store, owner_folder
 
-SECRET = "the vault code is 9931 zanzibar"
+SECRET = "the vault code is qzwv zanzibar"
 PIECES = [
     *(
         "zanzibar",
         "vault",
-        "9931",
+        "qzwv",
         "code",
         "OR",
         "AND",
@@ -76,8 +76,8 @@ def test_a_thousand_attacks(tmp_path: Path) -> None:
                 as_of_s=rng.choice([None, 1e12, -1.0]),
             )
             found = store.search(query, k=rng.choice([1, 10, 1000]), wanted=wanted) if query.strip() else []
-            assert all("9931" not in hit.memory.text for hit in found)
-            assert all("9931" not in each.text for each in store.all(wanted))
+            assert all("qzwv" not in hit.memory.text for hit in found)
+            assert all("qzwv" not in each.text for each in store.all(wanted))
         for attack in (secret.id, f"{secret.id}' --", "%", "*", f"../{secret.id}"):
             for call in (store.get, store.history, store.delete):
                 with pytest.raises(RequestError, match="no memory"):
