@@ -74,6 +74,7 @@ class EngineConfig:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
+    eviction_policy: str = option("lru", "which cached beginning leaves when space is wanted", group="memory")
     max_num_seqs: int | None = option(None, "sequences per step (default 32, or what fits)", group="scheduling")
     max_num_batched_tokens: str | int | None = option(
         None, "tokens per step (default 256, or what fits); 'auto' times steps at start", group="scheduling"

@@ -16,6 +16,7 @@ from ziggurat.engine.calibrate import calibrate_engine
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
 from ziggurat.engine.embedding import finish_embedding
+from ziggurat.engine.eviction import eviction_of
 from ziggurat.engine.executor import Memory, PlanExecutor
 from ziggurat.engine.generation import GenerationDefaults
 from ziggurat.engine.interface import ModelInfo
@@ -365,6 +366,7 @@ def _make_store(config: EngineConfig, resources: Resources) -> PagedKVStore:
         block_bytes=[plan.block_bytes(group) for group in groups],
         enable_prefix_caching=config.enable_prefix_caching,
         max_chunk_tokens=plan.limits.max_num_batched_tokens,
+        eviction=eviction_of(config.eviction_policy, plan.program),
     )
 
 

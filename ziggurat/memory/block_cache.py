@@ -13,9 +13,10 @@ those below it, and every cached block can be had by evicting leaves: `num_avail
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ziggurat.memory.block_pool import BlockPool
-from ziggurat.memory.eviction import EvictionPolicy
+from ziggurat.memory.eviction import LRU, CacheShape, Entry, EvictionPolicy, PolicyFactory
 from ziggurat.memory.forest import Key, PrefixForest, PrefixNode
 from ziggurat.memory.kv import DROPPED
 from ziggurat.units import ceil_div
@@ -40,14 +41,36 @@ def peak_window_blocks(window: int | None, num_tokens: int, chunk_tokens: int, b
     return max(ceil_div(start + span_tokens, block_size) for start in starts)
 
 
+def _equal_cost(num_tokens: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eviction:
+    """Who leaves when blocks are wanted.
+
+    Attributes:
+        new_policy: makes a policy for a pool.
+        recompute_cost: what the block after that many tokens costs to compute again, per byte and in any one unit; for policies that
+            weigh it.
+    """
+
+    new_policy: PolicyFactory = LRU
+    recompute_cost: Callable[[int], float] = _equal_cost
+
+
+LRU_EVICTION = Eviction()
+"""Least recently used, all blocks equal."""
+
+
 class BlockCache:
     """Blocks of all groups, and which of them are kept for reuse.
 
     Args:
         num_blocks: size of each group's pool.
         windows: each group's window in tokens, or None.
-        new_policy: makes an eviction policy; one decides about nodes (by their block in the first full group), and one per window
-            group about that group's blocks.
+        eviction: who leaves; one policy decides about nodes (by their block in the first full group), and one per window group about
+            that group's blocks.
     """
 
     def __init__(
@@ -55,7 +78,7 @@ class BlockCache:
         num_blocks: Sequence[int],
         windows: Sequence[int | None],
         block_size: int,
-        new_policy: Callable[[], EvictionPolicy],
+        eviction: Eviction,
     ) -> None:
         self.block_size = block_size
         self.windows = tuple(windows)
@@ -64,8 +87,11 @@ class BlockCache:
         self.num_evicted_blocks = 0
         full = [group for group, window in enumerate(self.windows) if window is None]
         self.leader = full[0] if full else None
+        self._recompute_cost = eviction.recompute_cost
         self._policies: list[EvictionPolicy | None] = [
-            new_policy() if window is not None or group == self.leader else None
+            eviction.new_policy(CacheShape(capacity_blocks=num_blocks[group], seed=group))
+            if window is not None or group == self.leader
+            else None
             for group, window in enumerate(self.windows)
         ]
 
@@ -76,8 +102,11 @@ class BlockCache:
             self.num_evicted_blocks += self._evict(group)
         return pool.take(payer)
 
-    def share(self, group: int, block: int) -> None:
-        """One more reference to a used or cached block."""
+    def share(self, group: int, block: int, *, is_hit: bool = False) -> None:
+        """One more reference to a used or cached block; ``is_hit`` if somebody looked for its contents and found them."""
+        policy = self._policies[group]
+        if is_hit and policy is not None:
+            policy.on_access(block)
         if self.pools[group].share(block):
             self._on_held(group, block, is_held=True)
 
@@ -118,7 +147,8 @@ class BlockCache:
         self.pools[group].attach(block, node)
         policy = self._policies[group]
         if policy is not None:
-            policy.on_insert(block)
+            cost = self._recompute_cost(node.depth * self.block_size)
+            policy.on_insert(block, Entry(key=node.path_hash, cost=cost, depth=node.depth))
 
     def detach(self, group: int, block: int) -> None:
         """Take a block out of the forest, because its only holder is going to write into it.
@@ -194,7 +224,8 @@ class BlockCache:
         policy = self._policies[group]
         if policy is None:
             return
-        policy.on_access(block)
+        if not is_held:
+            policy.on_release(block)
         if self.windows[group] is not None:
             policy.on_evictable(block, not is_held)
         else:

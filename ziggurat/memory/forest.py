@@ -25,6 +25,16 @@ MAX_REMEMBERED_EVICTIONS = 4096
 Key = tuple[int, ...]
 
 
+def root_hash(salt: str) -> int:
+    """`PrefixNode.path_hash` of a salt's root."""
+    return zlib.crc32(salt.encode())
+
+
+def next_hash(path_hash: int, key: Key) -> int:
+    """`PrefixNode.path_hash` of the child with that key."""
+    return hash((path_hash, key))
+
+
 class PrefixNode:
     """One block of tokens after its parent's prefix.
 
@@ -34,10 +44,11 @@ class PrefixNode:
         blocks: block per group, `DROPPED` where that group's block is gone.
         num_pins: who needs the node itself (not its blocks) to stay: open sequences that continue here.
         is_offered: whether the eviction policy may choose it.
-        path_hash: of the salt and all tokens up to here; for messages only, never for equality.
+        path_hash: of the salt and all tokens up to here; for messages and for who leaves, never for equality.
+        depth: blocks of the prefix before this one; of a root's children 0.
     """
 
-    __slots__ = ("blocks", "children", "is_offered", "key", "num_pins", "parent", "path_hash", "salt")
+    __slots__ = ("blocks", "children", "depth", "is_offered", "key", "num_pins", "parent", "path_hash", "salt")
 
     def __init__(self, salt: str, key: Key, parent: PrefixNode | None, blocks: list[int]) -> None:
         self.salt = salt
@@ -47,7 +58,8 @@ class PrefixNode:
         self.blocks = blocks
         self.num_pins = 0
         self.is_offered = False
-        self.path_hash: int = zlib.crc32(salt.encode()) if parent is None else hash((parent.path_hash, key))
+        self.path_hash: int = root_hash(salt) if parent is None else next_hash(parent.path_hash, key)
+        self.depth: int = -1 if parent is None else parent.depth + 1
 
     @property
     def is_empty(self) -> bool:
@@ -142,8 +154,8 @@ class PrefixForest:
 
     def was_evicted(self, parent: PrefixNode | None, salt: str, key: Key) -> bool:
         """Whether a block like that left not long ago. By hash: good enough for a message, for nothing else."""
-        path_hash = zlib.crc32(salt.encode()) if parent is None else parent.path_hash
-        return hash((path_hash, key)) in self._evicted
+        path_hash = root_hash(salt) if parent is None else parent.path_hash
+        return next_hash(path_hash, key) in self._evicted
 
     def has_first_block(self, key: Key) -> bool:
         """Whether any tree, whatever its salt, begins with this block."""

@@ -13,10 +13,9 @@ sequence goes on with that one and gives its own back; a table may change at `co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ziggurat.memory.block_cache import BlockCache, first_visible_block, peak_window_blocks
-from ziggurat.memory.eviction import LRU, EvictionPolicy
+from ziggurat.memory.block_cache import LRU_EVICTION, BlockCache, Eviction, first_visible_block, peak_window_blocks
 from ziggurat.memory.forest import Key, PrefixNode
 from ziggurat.memory.kv import DROPPED, CopyOp, KVStats, KVView, OutOfBlocks, WindowPassed
 from ziggurat.memory.ledger import Lease
@@ -49,7 +48,7 @@ class PagedKVStore:
         lease: Lease | None,
         block_bytes: Sequence[int],
         enable_prefix_caching: bool = True,
-        new_policy: Callable[[], EvictionPolicy] = LRU,
+        eviction: Eviction = LRU_EVICTION,
         max_chunk_tokens: int | None = None,
     ) -> None:
         assert len(groups) == len(num_blocks) == len(block_bytes) > 0 and block_size > 0
@@ -58,7 +57,7 @@ class PagedKVStore:
         self.windows = tuple(group.window for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.max_chunk_tokens = max_chunk_tokens
-        self.cache = BlockCache(num_blocks, self.windows, block_size, new_policy)
+        self.cache = BlockCache(num_blocks, self.windows, block_size, eviction)
         self.sequences: dict[str, OpenSequence] = {}
         self.last_miss_reason: str | None = None
         self.accounts = KVAccounts(self.cache.pools, block_bytes, lease)
@@ -161,7 +160,7 @@ class PagedKVStore:
         for index in reversed(range(num_usable)):
             for group, start in enumerate(first):
                 if index >= start:
-                    self.cache.share(group, seq.tables[group][index])
+                    self.cache.share(group, seq.tables[group][index], is_hit=True)
         self.sequences[seq_id] = seq
         self._query_tokens += len(token_ids)
         self._hit_tokens += num_cached
@@ -359,7 +358,7 @@ class PagedKVStore:
                 if theirs == DROPPED:
                     self.cache.fill(node, group, own)
                 else:
-                    self.cache.share(group, theirs)
+                    self.cache.share(group, theirs, is_hit=True)
                     table[index] = theirs
                     self._drop(seq, group, own)
             seq.view_tables = None

@@ -13,7 +13,9 @@ import pytest
 
 from tests.null.workload.traces import samples
 from ziggurat.cli.main import main
-from ziggurat.memory.eviction import EVICTION_POLICIES
+from ziggurat.cli.trace.hit_curves import draw
+from ziggurat.errors import ConfigError
+from ziggurat.memory.eviction import EVICTION_POLICIES, ORACLES
 from ziggurat.workload.traces.reading import read_trace
 
 ROOT = Path(__file__).parents[3]
@@ -77,9 +79,8 @@ def test_the_keys_are_frozen_for_every_format(tmp_path: Path, capsys: pytest.Cap
     assert all(set(row) == SERIES_KEYS for row in found["arrival_fit"]["series"])
     cache = result(capsys, "cache", path, "--capacity-blocks", "3", "--block-size", "16")
     assert set(cache) == READ_KEYS | CACHE_KEYS
-    assert [row["capacity_blocks"] for row in cache["caches"]] == [3] * len(EVICTION_POLICIES.names()) + [None] * len(
-        EVICTION_POLICIES.names()
-    )
+    num_policies = len([*EVICTION_POLICIES.names(), *ORACLES.names()])
+    assert [row["capacity_blocks"] for row in cache["caches"]] == [3] * num_policies + [None] * num_policies
     assert all(set(row) == CACHE_ROW_KEYS for row in cache["caches"])
 
 
@@ -123,6 +124,20 @@ def test_text_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the format cannot hold, and the file lacks: elapsed_s of" in capsys.readouterr().out
 
 
+def test_hit_curves_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+    picture = tmp_path / "curves.svg"
+    found = result(capsys, "cache", SAMPLE, "--capacity-blocks", "50", "--capacity-blocks", "100", "--plot", picture)
+    text = picture.read_text(encoding="utf-8")
+    assert "<svg" in text and all(f"<!-- {row['policy']} -->" in text for row in found["caches"])
+    with pytest.raises(ConfigError, match="cannot write the picture"):
+        draw(found, tmp_path / "nowhere" / "curves.svg")
+    argv = ["trace", "cache", str(SAMPLE), "--capacity-blocks", "50", "--plot", "curves.txt"]
+    assert main(argv) == 1 and "a picture ends in .png or .svg, got 'curves.txt'" in capsys.readouterr().err
+    assert main(["trace", "cache", str(SAMPLE), "--plot", str(picture)]) == 1
+    assert "--plot draws hits over capacity" in capsys.readouterr().err
+
+
 def test_windows_of_failures_only_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ["0,,,m,9,9,18,API log", "70,,,m,9,0,9,API log", "150,,,m,9,9,18,API log"]
     path = samples.write(tmp_path, "\n".join([samples.BURSTGPT.splitlines()[0], *rows]))
@@ -131,7 +146,19 @@ def test_windows_of_failures_only_are_a_warning(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_capacity_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    found = result(capsys, "cache", SAMPLE, "--capacity", "1MiB", "--kv-bytes-per-token", "512", "--block-size", "64")
+    found = result(
+        capsys,
+        "cache",
+        SAMPLE,
+        "--capacity",
+        "1MiB",
+        "--kv-bytes-per-token",
+        "512",
+        "--block-size",
+        "64",
+        "--policy",
+        "lru",
+    )
     assert [(row["capacity_blocks"], row["capacity_bytes"]) for row in found["caches"]] == [(32, 1 << 20), (None, None)]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ziggurat.clock import VirtualClock
+from ziggurat.memory.block_cache import Eviction
+from ziggurat.memory.eviction import EVICTION_POLICIES
 from ziggurat.memory.kv import DROPPED, CopyOp
 from ziggurat.memory.ledger import Lease, Ledger
 from ziggurat.memory.paged import PagedKVStore
@@ -31,6 +33,7 @@ def make_store(
     enable_prefix_caching: bool = True,
     max_chunk_tokens: int | None = None,
     lease: Lease | None = None,
+    policy: str = "lru",
 ) -> PagedKVStore:
     return PagedKVStore(
         [kv_group(index, window) for index, window in enumerate(windows)],
@@ -40,6 +43,7 @@ def make_store(
         block_bytes=[10 + index for index in range(len(windows))],
         enable_prefix_caching=enable_prefix_caching,
         max_chunk_tokens=max_chunk_tokens,
+        eviction=Eviction(new_policy=EVICTION_POLICIES.get(policy), recompute_cost=lambda num_tokens: 1.0 + num_tokens),
     )
 
 

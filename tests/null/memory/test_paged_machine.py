@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.null.memory.model import Memory, make_ledger, make_store
+from ziggurat.memory.eviction import EVICTION_POLICIES
 from ziggurat.memory.kv import DROPPED, OutOfBlocks, WindowPassed
 from ziggurat.memory.ledger import Lease
 
@@ -36,13 +37,20 @@ class PagedStoreMachine(RuleBasedStateMachine):
         num_blocks=st.sampled_from([3, 6, 8, 10, 12, 16, 24]),
         spread=st.integers(-2, 3),
         is_caching=st.sampled_from([True, True, True, False]),
+        policy=st.sampled_from(["lru", *EVICTION_POLICIES.names()]),
     )
     def start(
-        self, windows: tuple[int | None, ...], block_size: int, num_blocks: int, spread: int, is_caching: bool
+        self,
+        windows: tuple[int | None, ...],
+        block_size: int,
+        num_blocks: int,
+        spread: int,
+        is_caching: bool,
+        policy: str,
     ) -> None:
         sizes = [max(1, num_blocks + spread * group) for group in range(len(windows))]
         self.ledger, self.pool = make_ledger(windows, sizes)
-        store = make_store(windows, sizes, block_size, enable_prefix_caching=is_caching, lease=self.pool)
+        store = make_store(windows, sizes, block_size, enable_prefix_caching=is_caching, lease=self.pool, policy=policy)
         self.memory = Memory(store)
         self.store = store
 

@@ -33,6 +33,7 @@ class Setting:
     spare_blocks: int = 100
     has_prefix_cache: bool = False
     planner: str = "sarathi"
+    eviction: str = "lru"
     order: tuple[int, ...] = (0, 1, 2, 3, 4)
     gaps: tuple[int, ...] = (0, 0, 0, 0, 0)
     is_alone: bool = False
@@ -51,6 +52,7 @@ def load(folder: Path, setting: Setting) -> Engine:
         max_num_batched_tokens=setting.max_num_batched_tokens,
         enable_prefix_caching=setting.has_prefix_cache,
         planner=setting.planner,
+        eviction_policy=setting.eviction,
         quantization=setting.quantization,
     )
     source = open_model(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exact level, bit for bit: what a request gets does not depend on batch, chunks, prefix reuse, preemption, planner, order,
+"""The exact level, bit for bit: what a request gets does not depend on batch, chunks, prefix reuse, preemption, planner, eviction, order,
 block size or threads. Compared are sampled tokens and their log-probabilities, unrounded."""
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.checkpoints import write_checkpoint
 from tests.unit.engine.settings import FASTEST, Setting, load
 from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
+from ziggurat.memory.eviction import EVICTION_POLICIES
 from ziggurat.scheduling.planners import PLANNERS
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
@@ -71,11 +72,12 @@ def run(folder: Path, setting: Setting) -> Answers:
         counters = engine.core.counters
         assert counters.stalls == 0
         run.preemptions += counters.preemptions  # type: ignore[attr-defined]
+        run.evictions += engine.core.store.cache.num_evicted_blocks  # type: ignore[attr-defined]
         run.hits += counters.prefix_hit_tokens  # type: ignore[attr-defined]
     return answers
 
 
-run.preemptions = run.hits = 0  # type: ignore[attr-defined]
+run.preemptions = run.hits = run.evictions = 0  # type: ignore[attr-defined]
 
 SETTINGS = st.builds(
     Setting,
@@ -86,6 +88,7 @@ SETTINGS = st.builds(
     spare_blocks=st.sampled_from([0, 1, 3, 100]),
     has_prefix_cache=st.booleans(),
     planner=st.sampled_from(PLANNERS.names()),
+    eviction=st.sampled_from(EVICTION_POLICIES.names()),
     order=st.permutations(range(5)).map(tuple),
     gaps=st.tuples(*[st.integers(0, 4)] * 5),
     is_repeated=st.booleans(),
@@ -124,6 +127,15 @@ REUSING = Setting(spare_blocks=2, has_prefix_cache=True, is_repeated=True, threa
 def test_nothing_around_a_request_changes_it(folder: Path, setting: Setting) -> None:
     answers = run(folder, replace(setting, backend=FASTEST))
     assert answers == reference(folder, FASTEST)
+
+
+@pytest.mark.parametrize("policy", EVICTION_POLICIES.names())
+def test_whoever_is_evicted_nothing_changes(folder: Path, policy: str) -> None:
+    """Every policy, in a pool in which it has to choose."""
+    setting = replace(REUSING, backend=FASTEST, block_size=4, spare_blocks=0, max_num_seqs=2, eviction=policy)
+    before = run.evictions  # type: ignore[attr-defined]
+    assert run(folder, setting) == reference(folder, FASTEST)
+    assert run.evictions > before  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

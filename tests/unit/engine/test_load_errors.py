@@ -120,6 +120,8 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
     assert caught.value.needed_bytes > 1 << 20
     with pytest.raises(ConfigError, match="unknown batch planner 'saratih', did you mean 'sarathi'"):
         Engine.load(EngineConfig(model=folder, memory="48MiB", planner="saratih"))
+    with pytest.raises(ConfigError, match="unknown eviction policy 'lur', did you mean 'lru'"):
+        Engine.load(EngineConfig(model=folder, memory="48MiB", eviction_policy="lur"))
     with pytest.raises(ConfigError, match="unknown scheduling policy 'fifs', did you mean 'fcfs'"):
         Engine.load(EngineConfig(model=folder, memory="48MiB", scheduling_policy="fifs"))
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.output import add_output_flags, emit, table
+from ziggurat.cli.trace.hit_curves import SUFFIXES, draw
 from ziggurat.cli.trace.source import about, add_source, open_source
 from ziggurat.engine.config import option
 from ziggurat.errors import ConfigError
-from ziggurat.memory.eviction import EVICTION_POLICIES
+from ziggurat.memory.eviction import EVICTION_POLICIES, ORACLES
 from ziggurat.units import parse_size
 
+POLICIES = (*EVICTION_POLICIES.names(), *ORACLES.names())
 UNKNOWN_NOTE = "nothing is known of the beginnings of {count} prompts: their part of the hit ratios is a lower bound"
 
 
@@ -34,7 +37,12 @@ class CacheOptions:
     )
     policy: tuple[str, ...] = option(
         (),
-        f"eviction policy, of {', '.join(EVICTION_POLICIES.names())}; may be given several times (default: all)",
+        f"eviction policy, of {', '.join(POLICIES)}; may be given several times (default: all)",
+        group="cache",
+    )
+    plot: Path | None = option(
+        None,
+        "picture of the hit curves over capacity, .png or .svg (extra `plots`); give several capacities",
         group="cache",
     )
 
@@ -43,6 +51,12 @@ class CacheOptions:
             raise ConfigError(f"block_size must be at least 1, got {self.block_size}")
         if bool(self.capacity) != (self.kv_bytes_per_token is not None):
             raise ConfigError("--capacity SIZE and --kv-bytes-per-token N go together; --capacity-blocks needs neither")
+        if self.plot is not None and not (self.capacity or self.capacity_blocks):
+            raise ConfigError(
+                "--plot draws hits over capacity: give --capacity-blocks or --capacity, best several times"
+            )
+        if self.plot is not None and self.plot.suffix not in SUFFIXES:
+            raise ConfigError(f"a picture ends in {' or '.join(SUFFIXES)}, got {self.plot.name!r}")
         if self.kv_bytes_per_token is not None and self.kv_bytes_per_token < 1:
             raise ConfigError(f"kv_bytes_per_token must be at least 1, got {self.kv_bytes_per_token}")
 
@@ -84,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
     settings = [
         CacheSetting(policy=policy, capacity_blocks=capacity)
         for capacity in options.capacities()
-        for policy in options.policy or EVICTION_POLICIES.names()
+        for policy in options.policy or POLICIES
     ]
     reader = open_source(namespace)
     simulation = CacheSimulation(settings, options.block_size).run(reader)
@@ -99,6 +113,8 @@ def run(argv: Sequence[str]) -> int:
         "notes": notes,
         "caches": [with_bytes(row, options) for row in simulation.rows()],
     }
+    if options.plot is not None:
+        draw(data, options.plot)
     emit(namespace, data, lambda: as_text(data, reader.counts.as_text()))
     return 0
 
