@@ -67,12 +67,15 @@ class ProgramModel(nn.Module):
                     )
                 parameter.copy_(tensors[name])
 
-    def forward(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, rows: Tensor | None = None, observe: Callable[[ops.Op, Tensor], None] | None = None
+    ) -> Tensor:
         """Logits for token ids.
 
         Args:
             ids: [B, T] int64, T at most the Program's max_position.
             rows: indices [R] into the B * T flattened positions whose logits are wanted; None wants all.
+            observe: is shown every operation and its result, in order of execution.
 
         Returns:
             [R, vocab] (or [B * T, vocab]).
@@ -80,6 +83,8 @@ class ProgramModel(nn.Module):
         values: dict[str, Tensor] = {}
         for op in self.program.ops():
             values[op.output] = _RUN[type(op)](self, op, values, ids, rows)
+            if observe is not None:
+                observe(op, values[op.output])
         return values[self.program.epilogue[-1].output]
 
 

@@ -14,6 +14,7 @@ from ziggurat.memory.eviction.protocol import (
     EvictionPolicy,
     PolicyFactory,
 )
+from ziggurat.memory.eviction.succinct import Succinct
 
 __all__ = [
     "ARC",
@@ -31,4 +32,5 @@ __all__ = [
     "Future",
     "PolicyFactory",
     "Sieve",
+    "Succinct",
 ]

@@ -34,6 +34,10 @@ class RankHeap:
         """Whether the id may be chosen."""
         return block in self._offered
 
+    def offered(self) -> list[int]:
+        """All offered ids, sorted: O(n log n)."""
+        return sorted(self._offered)
+
     def rank(self, block: int) -> Rank:
         """The id's rank."""
         return self._ranks[block]
