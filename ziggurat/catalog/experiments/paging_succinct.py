@@ -63,6 +63,7 @@ GAP = Judged(name="lru-to-belady-gap-closed", paper=None, unit="share, median of
 HALF = Judged(name="half-of-the-bits-flipped", paper=None, unit="x LRU's loads, worst family", limit=Limit(high=1.1))
 PYTHON = Judged(name="overhead-python", paper=None, unit="us per access", limit=Limit(high=5.0))
 CPP = Claim(name="overhead-cpp", paper=None, unit="us per access", kind="measured", target="<= 1")
+THEOREMS = (DETERMINISTIC.name, MARK0.name, PREDICT.name, ROBUST.name, PERFECT.name)
 JUDGED = (DETERMINISTIC, MARK0, PREDICT, ROBUST, PERFECT, FAMILIES, WORST, GAP, HALF, PYTHON)
 
 
@@ -97,9 +98,6 @@ class Theory:
 
     num_runs: int = 0
     violations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(THEOREMS, 0))
-
-
-THEOREMS = (DETERMINISTIC.name, MARK0.name, PREDICT.name, ROBUST.name, PERFECT.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

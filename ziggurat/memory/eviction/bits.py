@@ -50,7 +50,8 @@ def discard_bits(trace: Sequence[int], capacity: int) -> list[int]:
     """1 at a request if Belady's rule (ties by page) evicts the page before its next request; what is held at the end has 0. O(n log n)."""
     future = Future.of([page] for page in trace)
     cache = FlatCache(Belady(CacheShape(capacity_blocks=capacity), future), capacity)
-    bits, last = [0] * len(trace), {}
+    bits = [0] * len(trace)
+    last: dict[int, int] = {}
     for now, page in enumerate(trace):
         future.now = now
         victim = cache.request(page)

@@ -36,10 +36,11 @@ Features = tuple[int, ...]
 class BitLearner:
     """Says 1 where what is like this use was mostly evicted by Belady's rule before its next one.
 
-    Features, gaps in steps of half a power of two: uses since the key was last asked for; that with the gap before; that with how often the
-    key came; the key's usual gap with how often it came; how deep it stands and whether it is new; the key itself (hashed). Every ``2 k``
-    uses the last ``4 k`` are replayed by Belady's rule for a cache of k, and the middle half is learned (at the start of a replay the cache
-    is empty, and at its end the future is missing). A bit is only ever said with what came before it. Remembers about ``4 k`` keys. O(log n) amortised.
+    Features, gaps in steps of half a power of two: uses since the key was last asked for; that with the gap before; that with how often
+    the key came; the key's usual gap with how often it came; how deep it stands and whether it is new; the key itself (hashed). Every
+    ``2 k`` uses the last ``4 k`` are replayed by Belady's rule for a cache of k, and the middle half is learned (at the start of a
+    replay the cache is empty, and at its end the future is missing). A bit is only ever said with what came before it. Remembers about
+    ``4 k`` keys. O(log n) amortised.
 
     Args:
         threshold: probability above which the bit is 1; there is no bit without one.

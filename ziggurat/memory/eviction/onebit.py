@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eviction by one predicted bit per use: three policies of the paging paper (arXiv 2210.02775), with k ids in the cache and loads as cost.
+"""Eviction by one predicted bit per use: three policies of the paging paper (arXiv 2210.02775), with k ids in the cache and loads as
+cost.
 
-Bounds are ``cost <= alpha * optimum + beta * eta0 + gamma * eta1 + constant`` (see `BitErrors`). What the paper drops at once (a page whose bit
-is 1 after it was served, all pages of a flush) stays here until its space is wanted, and leaves first. That never costs more: the pages
-that the paper would hold are there in either case, and an id that is held by somebody is never taken away. None of the three is robust alone
-but the last: wrong bits cost up to a load each, so `Succinct` puts a classical policy beside them.
+Bounds are ``cost <= alpha * optimum + beta * eta0 + gamma * eta1 + constant`` (see `BitErrors`). What the paper drops at once (a page
+whose bit is 1 after it was served, all pages of a flush) stays here until its space is wanted, and leaves first. That never costs more:
+the pages that the paper would hold are there in either case, and an id that is held by somebody is never taken away. None of the three
+is robust alone but the last: wrong bits cost up to a load each, so `Succinct` puts a classical policy beside them.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class DrawnSet:
 
 
 class _Marking:
-    """Marks, bits and the offered ids by both. A mark is the number of the phase in which it was set, so a new phase unmarks all at once."""
+    """Marks, bits and the offered ids by both. A mark is the number of its phase, so a new phase unmarks all at once."""
 
     def __init__(self, shape: CacheShape, bits: BitSource) -> None:
         self._bits = bits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice that is followed only as long as it pays: MARK0 with learned bits beside LRU, the one that would have loaded less so far decides."""
+"""Advice that is followed only as long as it pays: MARK0 with learned bits beside LRU, whichever would have loaded less so far."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _CurrentBit:
 class Succinct:
     """LRU or MARK0 with predicted bits, whichever had fewer loads in a shadow cache of keys (arXiv 2210.02775, robustness by combining).
 
-    Both see every event of the real cache, and both have a shadow: a cache of the full capacity without pins or tree. It begins with LRU and
-    changes over when the other's loads are fewer by the factor `AHEAD` and a quarter of a cache full. Bits are learned (`BitLearner`) unless a source
-    is given. O(log n) amortised per call, about five times LRU's work and one key per block more. The wrong choice for a cache so
-    large that nothing leaves.
+    Both see every event of the real cache, and both have a shadow: a cache of the full capacity without pins or tree. It begins with
+    LRU and changes over when the other's loads are fewer by the factor `AHEAD` and a quarter of a cache full. Bits are learned
+    (`BitLearner`) unless a source is given. O(log n) amortised per call, about five times LRU's work and one key per block more. The
+    wrong choice for a cache so large that nothing leaves.
 
     Attributes:
         num_switches: changes of the leader.
