@@ -43,8 +43,14 @@ class HashingExecutor:
     def __init__(self, vocab_size: int = 256) -> None:
         self._vocab_size = vocab_size
         self._pool: dict[tuple[int, int], list[bytes]] = {}
+        self._swap: dict[tuple[int, int], list[bytes]] = {}
 
     def run(self, batch: Batch) -> StepResult:
+        for move in batch.moves:
+            if move.direction == "out":
+                self._swap[move.group, move.slot] = list(self._pool[move.group, move.block])
+            else:
+                self._pool[move.group, move.block] = list(self._swap[move.group, move.slot])
         for copy in batch.copies:
             self._pool[copy.group, copy.destination] = list(self._pool[copy.group, copy.source])
         tokens = {}

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 from tests.stores import small_store
 from ziggurat.memory.kv import KVStore
+from ziggurat.memory.swap import SwapSpace
 from ziggurat.scheduling import planners
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.decisions import DecisionLog
+from ziggurat.scheduling.preemption import PreemptionMode, auto
 from ziggurat.scheduling.protocol import BatchPlanner, Executor, Pooling, TokenBudget
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.scheduling.sequence import Request
@@ -92,6 +94,8 @@ def replay(
     block_bytes: Sequence[int] = (1024,),
     budget: TokenBudget = TokenBudget(max_num_batched_tokens=16, max_num_seqs=6),  # noqa: B008  frozen
     max_model_len: int = 96,
+    swap: SwapSpace | None = None,
+    preemption_mode: PreemptionMode = auto,
 ) -> Replay:
     """Run the script to its end. With a store from ``make_store`` the executor has to know the same pools."""
     log = DecisionLog()
@@ -103,6 +107,8 @@ def replay(
         max_model_len=max_model_len,
         block_bytes=block_bytes,
         log=log,
+        swap=swap,
+        preemption_mode=preemption_mode,
     )
     tokens: dict[str, list[int]] = {}
     scored: dict[str, list[int]] = {}

@@ -75,6 +75,15 @@ class EngineConfig:
     )
     enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
     eviction_policy: str = option("lru", "which cached beginning leaves when space is wanted", group="memory")
+    swap_space: str | int = option(
+        0, "RAM beside --memory for the KV of preempted sequences, e.g. 1GiB; 0 computes it again", group="memory"
+    )
+    preemption_mode: str = option(
+        "auto",
+        "what a sequence does that loses its blocks: copy them to the swap space, compute them again, or what is cheaper",
+        choices=("auto", "swap", "recompute"),
+        group="memory",
+    )
     max_num_seqs: int | None = option(None, "sequences per step (default 32, or what fits)", group="scheduling")
     max_num_batched_tokens: str | int | None = option(
         None, "tokens per step (default 256, or what fits); 'auto' times steps at start", group="scheduling"
@@ -105,6 +114,9 @@ class EngineConfig:
             )
         if self.memory is not None:
             parse_size(self.memory)
+        num_swap_bytes = self.swap_bytes
+        if self.preemption_mode == "swap" and not num_swap_bytes:
+            raise ConfigError("preemption_mode 'swap' needs room: give --swap-space, e.g. 1GiB")
         self._check_choices()
         self._check_calibration()
         for name in ("block_size", "max_num_seqs", "max_queued_requests", "threads"):
@@ -118,6 +130,15 @@ class EngineConfig:
                 f"max_num_batched_tokens {tokens} is below max_num_seqs + 1 = {seqs + 1}: decodes alone would fill every step and "
                 f"no prompt could start; raise it to {seqs + 1} or lower max_num_seqs to {max(tokens - 1, 1)}"
             )
+
+    @property
+    def swap_bytes(self) -> int:
+        """The swap space; 0 is none.
+
+        Raises:
+            ConfigError: it is no size.
+        """
+        return 0 if self.swap_space in (0, "0") else parse_size(self.swap_space)
 
     @property
     def fixed_num_batched_tokens(self) -> int | None:

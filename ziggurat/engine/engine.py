@@ -25,6 +25,7 @@ from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
+from ziggurat.engine.swapping import learn_costs, make_resources, make_swap_space
 from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
 from ziggurat.engine.weights import Progress, fill_weights, weight_views
@@ -37,6 +38,7 @@ from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
 from ziggurat.scheduling.planners import resolve as resolve_planner
+from ziggurat.scheduling.preemption import PREEMPTION_MODES
 from ziggurat.scheduling.protocol import SampledToken, TokenBudget
 from ziggurat.units import parse_size
 
@@ -84,6 +86,7 @@ class Engine:
             workspace=resources.workspace,
             tables=resources.tables,
             pools=resources.pools,
+            swap=resources.swap,
         )
         self.executor = PlanExecutor(self.fit.plan, memory, ops)
         self.store = _make_store(config, resources)
@@ -117,7 +120,7 @@ class Engine:
         baseline_bytes = machine.process_memory().charged_bytes
         budget = default_budget(baseline_bytes, machine) if config.memory is None else parse_size(config.memory)
         with ExitStack() as on_error:
-            resources = Resources(size(config, source, budget), baseline_bytes, clock)
+            resources = make_resources(config, size(config, source, budget), baseline_bytes, clock)
             on_error.callback(resources.close)
             # Small parts first: a damaged tokenizer is found before gigabytes have been read.
             engine = cls(config, source, resources, ops, clock)
@@ -175,7 +178,9 @@ class Engine:
         outputs += [self._on_end(end) for end in ended.values()]
         self.num_steps += 1
         self.drift.tick()
-        self.busy_s += self._clock.now() - started_s
+        elapsed_s = self._clock.now() - started_s
+        self.busy_s += elapsed_s
+        learn_costs(self.core.swapper, self.executor.mover, done.num_batched_tokens, elapsed_s)
         return outputs
 
     def abort(self, request_id: str) -> None:
@@ -385,4 +390,6 @@ def _make_core(
         eos_ids=model.eos_ids,
         seed=config.seed,
         order=ORDERS.get(config.scheduling_policy),
+        swap=make_swap_space(fit.plan, config.swap_bytes),
+        preemption_mode=PREEMPTION_MODES.get(config.preemption_mode),
     )

@@ -19,6 +19,7 @@ from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
 from ziggurat.engine.reading import read_prompts
 from ziggurat.engine.rotary import all_rope_tables
 from ziggurat.engine.sampler import Sampler
+from ziggurat.engine.swapping import BlockMover
 from ziggurat.engine.tape import TapeShelf
 from ziggurat.engine.weights import arena_view
 from ziggurat.errors import EngineError
@@ -64,12 +65,14 @@ class Memory:
         workspace: at least ``plan.workspace_bytes``.
         tables: at least ``plan.table_bytes``.
         pools: one arena per KV group.
+        swap: copies of blocks of preempted sequences; None without a swap space.
     """
 
     weights: Mapping[str, Tensor]
     workspace: Arena
     tables: Arena
     pools: Sequence[Arena]
+    swap: Arena | None = None
 
 
 class PlanExecutor:
@@ -89,6 +92,7 @@ class PlanExecutor:
         self._sampler = Sampler(plan.program.vocab_size, plan.limits.max_num_seqs)
         self._ropes = all_rope_tables(plan, memory.tables)
         self._pools = [arena_view(pool, 0, pool.num_bytes, torch.uint8) for pool in memory.pools]
+        self.mover = None if memory.swap is None else BlockMover(plan, self._pools, memory.swap)
         self._kv = self._kv_layers()
         self._bases: list[tuple[Tensor, str]] = []
         self._slots = self._bind_buffers()
@@ -127,6 +131,8 @@ class PlanExecutor:
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[SampleRequest, ...]]:
         """Logits fp32 [R, vocab] of the rows that are sampled (a view of the workspace, valid until the next call), and how to sample."""
+        if self.mover is not None:
+            self.mover.carry_out(batch.moves)
         self._copy(batch.copies)
         shape = self._inputs.fill(batch)
         key = (shape.num_tokens, shape.num_seqs, shape.num_rows)

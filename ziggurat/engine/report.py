@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ziggurat.memory.ledger import RAM
+from ziggurat.memory.ledger import RAM, SWAP
 from ziggurat.memory.waste import wasted_slots
 
 if TYPE_CHECKING:
@@ -20,21 +20,24 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     ``baseline_bytes``, ``planned_bytes``, ``reserve_bytes``, ``process`` (pss, rss, charged, above_baseline,
     has_pss; see `memory.machine`), ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows:
     kind, owner, tier, num_bytes, peak_bytes, since_s, why, depth), ``kv`` (per group; ``wasted_bytes`` as in
-    `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``.
+    `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``, ``swap`` (slots, and tokens copied out and
+    back; None without a swap space).
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
+    tiers = [RAM] if resources.swap is None else [RAM, SWAP]
     return {
         "now_s": engine.now(),
         "tiers": [
             {
-                "tier": RAM,
-                "limit_bytes": ledger.limit(RAM),
-                "used_bytes": ledger.used(RAM),
-                "peak_bytes": ledger.peak(tier=RAM),
+                "tier": tier,
+                "limit_bytes": ledger.limit(tier),
+                "used_bytes": ledger.used(tier),
+                "peak_bytes": ledger.peak(tier=tier),
             }
+            for tier in tiers
         ],
-        "limits": {RAM: ledger.limit(RAM)},
+        "limits": {tier: ledger.limit(tier) for tier in tiers},
         "baseline_bytes": resources.baseline_bytes,
         "planned_bytes": engine.fit.planned_bytes(),
         "reserve_bytes": resources.reserve_bytes(),
@@ -50,6 +53,21 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "kv": _kv_groups(engine),
         "sequences": engine.core.snapshot()["sequences"],
         "prefix_cache": _prefix_cache(engine),
+        "swap": _swap(engine),
+    }
+
+
+def _swap(engine: Engine) -> dict[str, int] | None:
+    swapper = engine.core.swapper
+    if swapper is None:
+        return None
+    stats, counters = swapper.space.stats(), engine.core.counters
+    return {
+        "num_slots": stats.total,
+        "num_waiting_slots": stats.waiting,
+        "num_running_slots": stats.running,
+        "swapped_out_tokens": counters.swapped_out_tokens,
+        "swapped_in_tokens": counters.swapped_in_tokens,
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ziggurat.clock import Clock
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.fit import Fit
-from ziggurat.memory.ledger import RAM, Lease, Ledger
+from ziggurat.memory.ledger import RAM, SWAP, Lease, Ledger
 
 BASELINE = "baseline"
 """Tier of what the process had before the model came: shown, not counted against ``--memory``."""
@@ -35,13 +35,15 @@ class Resources:
     Attributes:
         kv_lease: the KV pool; the store divides it among sequences.
         pools: one arena per KV group.
+        swap: copies of blocks of preempted sequences, a tier of its own; None without ``--swap-space``.
     """
 
-    def __init__(self, fit: Fit, baseline_bytes: int, clock: Clock) -> None:
+    def __init__(self, fit: Fit, baseline_bytes: int, clock: Clock, *, swap_bytes: int = 0) -> None:
         self.fit = fit
         self.baseline_bytes = baseline_bytes
         memory_bytes = fit.request.memory_bytes
-        self.ledger = Ledger({RAM: memory_bytes, BASELINE: baseline_bytes}, clock)
+        self.ledger = Ledger({RAM: memory_bytes, BASELINE: baseline_bytes, SWAP: swap_bytes}, clock)
+        self.swap: Arena | None = None
         self._exit = ExitStack()
         self.is_open = True
         try:
@@ -59,6 +61,9 @@ class Resources:
                 self._arena(count * plan.block_bytes(group), f"KV group {group.index}")
                 for count, group in zip(fit.num_blocks, plan.program.kv_groups(), strict=True)
             ]
+            if swap_bytes:
+                self._reserve(_Row("swap", "kv store", swap_bytes, "copies of KV of preempted sequences"), SWAP)
+                self.swap = self._arena(swap_bytes, "swap space")
         except BaseException:
             self.close()
             raise
@@ -70,7 +75,7 @@ class Resources:
 
     def known_bytes(self) -> int:
         """What the ledger says is really in RAM: all leases in full, but of the KV pool only pages that were written, and no reserve."""
-        touched = sum(pool.resident_bytes() for pool in self.pools)
+        touched = sum(pool.resident_bytes() for pool in (*self.pools, *([self.swap] if self.swap else [])))
         untouched = self._leases["kv"].num_bytes + self._leases["reserve"].num_bytes
         return self.ledger.used(RAM) - untouched + touched
 

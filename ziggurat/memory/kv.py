@@ -135,6 +135,10 @@ class KVStore(Protocol):
         """End a sequence. Its full blocks stay reusable, last ones evicted first, until somebody needs the space."""
         ...
 
+    def forget(self, token_ids: Sequence[int], *, salt: str = "") -> None:
+        """Free what is cached of these tokens, last ones first, as far as nobody holds it and nothing longer goes on from it."""
+        ...
+
     def view(self, seq_id: str) -> KVView:
         """The sequence's descriptor for executors."""
         ...

@@ -28,8 +28,10 @@ from ziggurat.units import format_bytes
 
 RAM = "ram"
 """Name of tier 0: what the process itself may add, ``--memory``."""
+SWAP = "swap"
+"""Name of the tier of copies of preempted sequences in RAM, ``--swap-space``."""
 
-_LIMIT_FLAGS = {RAM: "--memory", "swap": "--swap-space", "disk": "--kv-offloading-disk-size"}
+_LIMIT_FLAGS = {RAM: "--memory", SWAP: "--swap-space", "disk": "--kv-offloading-disk-size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,13 @@ from typing import Any
 
 from ziggurat.errors import ConfigError, EngineError, QueueFull, RequestError
 from ziggurat.memory.kv import CopyOp, KVStore, OutOfBlocks
+from ziggurat.memory.swap import SwapSpace
 from ziggurat.scheduling.admission import output_limit
 from ziggurat.scheduling.decisions import DecisionLog
+from ziggurat.scheduling.items import batch_item
 from ziggurat.scheduling.order import QueueOrder, fcfs
 from ziggurat.scheduling.outputs import Counters, Finished, NewToken, PromptLogprobs, StepOutput
+from ziggurat.scheduling.preemption import PreemptionMode, auto
 from ziggurat.scheduling.probe import StoreProbe, WaitingViews
 from ziggurat.scheduling.protocol import (
     Batch,
@@ -26,12 +29,12 @@ from ziggurat.scheduling.protocol import (
     EngineState,
     Executor,
     Pooling,
-    SampleRequest,
     StepResult,
     TokenBudget,
 )
 from ziggurat.scheduling.roster import Roster
 from ziggurat.scheduling.sequence import EngineRequest, FinishReason, SequenceState, SequenceStatus, derive_seed
+from ziggurat.scheduling.swapping import Swapper
 
 
 class EngineCore:
@@ -47,6 +50,8 @@ class EngineCore:
         seed: base of the seeds of requests that bring none.
         log: where decisions are filed, if wanted.
         order: who is served first and gives way last (`ziggurat.scheduling.order`).
+        swap: where preempted sequences keep copies of their KV; None computes it again.
+        preemption_mode: whether they do (`ziggurat.scheduling.preemption`).
 
     Raises:
         ConfigError: the token budget cannot hold a decode of every sequence and one prompt token.
@@ -66,6 +71,8 @@ class EngineCore:
         seed: int = 0,
         log: DecisionLog | None = None,
         order: QueueOrder = fcfs,
+        swap: SwapSpace | None = None,
+        preemption_mode: PreemptionMode = auto,
     ) -> None:
         if budget.max_num_seqs < 1 or budget.max_num_batched_tokens < budget.max_num_seqs + 1:
             raise ConfigError(
@@ -82,8 +89,13 @@ class EngineCore:
         self._eos_ids = frozenset(eos_ids)
         self._sorted_eos_ids = tuple(sorted(self._eos_ids))
         self._seed = seed
-        self._roster = Roster(store, self.counters, order)
-        self._probe = StoreProbe(store, self._roster.waiting)
+        self.swapper = (
+            None
+            if swap is None
+            else Swapper(store, swap, preemption_mode, self.counters, budget.max_num_batched_tokens)
+        )
+        self._roster = Roster(store, self.counters, order, self.swapper)
+        self._probe = StoreProbe(store, self._roster.waiting, swap)
         self._ended_outside: list[Finished] = []
 
     # ---- requests in and out
@@ -214,6 +226,8 @@ class EngineCore:
             roster.preempt(self._running(seq_id))
         # All are opened before anybody reserves: a prefix that the plan counted on is pinned before it can be evicted.
         admitted = tuple(roster.admit(seq_id) for seq_id in plan.admits)
+        for seq_id in plan.admits:
+            roster.restore(seq_id)
         scheduled, lapsed, batch = self._take_space(plan.chunks)
         tokens: list[NewToken] = []
         scored: list[PromptLogprobs] = []
@@ -222,7 +236,7 @@ class EngineCore:
         if scheduled:
             result, error = self._run(batch)
             if result is None:
-                finished = roster.end_all(scheduled, "error", error=str(error))
+                finished = self._fail(scheduled, batch, str(error))
             else:
                 finished = self._record(scheduled, batch, result, tokens, scored)
         elif not plan.preempts:
@@ -241,6 +255,17 @@ class EngineCore:
         self.counters.steps += 1
         self._file(output, batch)
         return output
+
+    def _fail(self, scheduled: Sequence[SequenceState], batch: Batch, error: str) -> list[Finished]:
+        """The batch failed. What it should have brought back from the swap space was filed for reuse and is not there."""
+        ids = [seq.token_ids()[: seq.num_computed] for seq in scheduled] if batch.moves else []
+        salts = [seq.cache_salt for seq in scheduled]
+        finished = self._roster.end_all(scheduled, "error", error=error)
+        if self.swapper is not None and batch.moves:
+            self.swapper.on_failure()
+            for token_ids, salt in zip(ids, salts, strict=True):
+                self.store.forget(token_ids, salt=salt)
+        return finished
 
     def _decide(self, now_s: float) -> BatchPlan:
         state = EngineState(
@@ -277,29 +302,11 @@ class EngineCore:
                 lapsed.append(seq.seq_id)
                 continue
             scheduled.append(seq)
-            items.append(self._item(seq, chunk.num_tokens))
-        return scheduled, lapsed, Batch(step=self.counters.steps, copies=tuple(copies), items=tuple(items))
-
-    def _item(self, seq: SequenceState, num_tokens: int) -> BatchItem:
-        sample = None
-        if seq.is_sampling and seq.num_computed + num_tokens == seq.num_tokens:
-            drawing = [seq, *seq.children]
-            sample = SampleRequest(
-                seq_ids=tuple(member.seq_id for member in drawing),
-                seeds=tuple(member.seed for member in drawing),
-                params=seq.params,
-                prompt_ids=seq.prompt_ids,
-                output_ids=seq.output_ids,
-                eos_ids=() if seq.params.ignore_eos else self._sorted_eos_ids,
-            )
-        return BatchItem(
-            seq_id=seq.seq_id,
-            token_ids=seq.slice_ids(seq.num_computed, num_tokens),
-            start=seq.num_computed,
-            kv=self.store.view(seq.seq_id),
-            sample=sample,
-            read=seq.read_request(num_tokens),
-        )
+            items.append(batch_item(seq, chunk.num_tokens, self.store, self._sorted_eos_ids))
+        # Without a batch the moves wait: blocks and slots keep their bytes until one runs.
+        moves = self.swapper.take_moves() if self.swapper is not None and scheduled else ()
+        batch = Batch(step=self.counters.steps, copies=tuple(copies), items=tuple(items), moves=moves)
+        return scheduled, lapsed, batch
 
     def _run(self, batch: Batch) -> tuple[StepResult | None, EngineError | None]:
         try:

@@ -105,6 +105,7 @@ class Counters:
     Attributes:
         prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix forest at first admission, and found there.
         recomputed_tokens: tokens computed again after preemption (cached ones are not).
+        swapped_out_tokens, swapped_in_tokens: tokens whose KV was copied to the swap space, and back instead of being computed again.
         stalls: times that nothing could run although something was there; its head request was ended with an error. Stays 0
             unless the pool shrank below what was promised at admission.
     """
@@ -115,6 +116,8 @@ class Counters:
     finished: Counter[str] = field(default_factory=Counter)
     computed_tokens: int = 0
     recomputed_tokens: int = 0
+    swapped_out_tokens: int = 0
+    swapped_in_tokens: int = 0
     generated_tokens: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0

@@ -9,16 +9,19 @@ from itertools import islice
 from typing import overload
 
 from ziggurat.memory.kv import KVStore
+from ziggurat.memory.swap import SwapSpace
 from ziggurat.scheduling.protocol import SequenceView
 from ziggurat.scheduling.sequence import SequenceState
 
 
 class StoreProbe:
-    """`KVProbe` over a KVStore. Waiting sequences are not open in the store; their tokens answer for them."""
+    """`KVProbe` over a KVStore. Waiting sequences are not open in the store; their tokens answer for them, and what is in the swap space
+    counts as cached: it takes blocks and no computing."""
 
-    def __init__(self, store: KVStore, waiting: Mapping[str, SequenceState]) -> None:
+    def __init__(self, store: KVStore, waiting: Mapping[str, SequenceState], swap: SwapSpace | None = None) -> None:
         self._store = store
         self._waiting = waiting
+        self._swap = swap
 
     def free_blocks(self) -> tuple[int, ...]:
         return self._store.free_blocks()
@@ -31,14 +34,20 @@ class StoreProbe:
 
     def needed_to_admit(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
         seq = self._waiting[seq_id]
-        return self._store.needed_to_open(seq.token_ids(), num_tokens, salt=seq.cache_salt, max_cached=seq.max_cached)
+        ids = seq.token_ids()
+        swapped = self._swap.tokens(seq_id) if self._swap is not None else 0
+        if swapped:
+            cached = self._store.match(ids, salt=seq.cache_salt, max_cached=seq.max_cached)
+            num_tokens += max(0, swapped - cached)
+        return self._store.needed_to_open(ids, num_tokens, salt=seq.cache_salt, max_cached=seq.max_cached)
 
     def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
         return self._store.peak_blocks(num_tokens)
 
     def cached_tokens(self, seq_id: str) -> int:
         seq = self._waiting[seq_id]
-        return self._store.match(seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
+        cached = self._store.match(seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
+        return cached if self._swap is None else max(cached, self._swap.tokens(seq_id))
 
     def held_blocks(self, seq_id: str) -> tuple[int, ...]:
         return self._store.held_blocks(seq_id)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ziggurat.memory.kv import CopyOp, KVView
+from ziggurat.memory.swap import MoveOp
 from ziggurat.scheduling.sampling import SamplingParams
 
 Pooling = Literal["mean", "last"]
@@ -202,11 +203,13 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One step for an executor: copies first, then all items in one ragged forward."""
+    """One step for an executor: moves to and from the swap space first, then copies, each in their order, then all items in one ragged
+    forward."""
 
     step: int
     copies: tuple[CopyOp, ...]
     items: tuple[BatchItem, ...]
+    moves: tuple[MoveOp, ...] = ()
 
     @property
     def num_tokens(self) -> int:

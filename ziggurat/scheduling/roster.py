@@ -15,6 +15,7 @@ from ziggurat.memory.kv import DROPPED, KVStore
 from ziggurat.scheduling.order import QueueOrder, fcfs
 from ziggurat.scheduling.outputs import Admission, Counters, Finished
 from ziggurat.scheduling.sequence import FinishReason, SequenceState, SequenceStatus
+from ziggurat.scheduling.swapping import Swapper
 
 MAX_RETRY_AFTER_S = 60
 _RATE_WINDOW = 32
@@ -30,7 +31,9 @@ class Roster:
         now_s: the latest time that the core was told.
     """
 
-    def __init__(self, store: KVStore, counters: Counters, order: QueueOrder = fcfs) -> None:
+    def __init__(
+        self, store: KVStore, counters: Counters, order: QueueOrder = fcfs, swapper: Swapper | None = None
+    ) -> None:
         self.running: list[SequenceState] = []
         self.waiting: OrderedDict[str, SequenceState] = OrderedDict()
         self.num_queued = 0
@@ -38,6 +41,7 @@ class Roster:
         self._store = store
         self._counters = counters
         self._order = order
+        self._swapper = swapper
         self._requests: dict[str, dict[str, SequenceState]] = {}
         self._request_ends_s: deque[float] = deque(maxlen=_RATE_WINDOW)
 
@@ -89,11 +93,20 @@ class Roster:
     def preempt(self, seq: SequenceState) -> None:
         """Take a running sequence's space; it goes back to its place in the queue, keeps its tokens and will compute them again."""
         self.running.remove(seq)
+        if self._swapper is not None:
+            self._swapper.save(seq)
         self._store.release(seq.seq_id)
         seq.num_computed = 0
         seq.num_preemptions += 1
         self._counters.preemptions += 1
         self._enqueue(seq)
+
+    def restore(self, seq_id: str) -> None:
+        """What an admitted sequence has in the swap space comes back. Everybody of the step is open by now, so nothing that somebody
+        counts on is evicted for it."""
+        seq = self.find(seq_id)
+        if self._swapper is not None and seq is not None:
+            self._swapper.load(seq)
 
     def fork(self, parent: SequenceState, children: Sequence[SequenceState], max_num_seqs: int) -> None:
         """The prompt is finished: its other continuations become sequences of their own.
@@ -142,6 +155,8 @@ class Roster:
             for sibling in siblings.values():
                 if seq in sibling.children:
                     sibling.children.remove(seq)
+        if self._swapper is not None:
+            self._swapper.forget(seq.seq_id)
         self._move(seq, SequenceStatus.FINISHED)
         seq.finish_reason = reason
         del siblings[seq.seq_id]

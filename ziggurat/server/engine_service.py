@@ -40,6 +40,8 @@ class EngineService(EngineText):
             num_waiting=int(raw["num_requests_waiting"]),
             num_preemptions=int(raw["num_preemptions_total"]),
             num_recomputed_tokens=int(raw["recomputed_tokens_total"]),
+            num_swapped_out_tokens=int(raw["swapped_out_tokens_total"]),
+            num_swapped_in_tokens=int(raw["swapped_in_tokens_total"]),
             num_evicted_blocks=int(raw["evicted_blocks_total"]),
             num_steps=int(raw["steps_total"]),
             busy_s=raw["busy_seconds_total"],

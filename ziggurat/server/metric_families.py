@@ -21,7 +21,14 @@ ENGINE = "0"
 # What vLLM does not have; everything else has its name, labels and buckets.
 OURS = (
     *("memory_bytes", "memory_budget_bytes", "pss_bytes", "charged_bytes", "kv_waste_ratio", "kv_cache_bytes"),
-    *("recomputed_tokens", "evicted_blocks", "engine_steps", "engine_busy_seconds"),
+    *(
+        "recomputed_tokens",
+        "swapped_out_tokens",
+        "swapped_in_tokens",
+        "evicted_blocks",
+        "engine_steps",
+        "engine_busy_seconds",
+    ),
 )
 # Buckets as vLLM has them, so that its dashboards read ours.
 TTFT_BUCKETS = (
@@ -125,6 +132,12 @@ def _work_metrics(labels: tuple[str, str], stats: ServiceStats) -> Iterable[Metr
     for name, text, value in (
         ("num_preemptions", "Sequences that gave up their KV.", stats.num_preemptions),
         ("recomputed_tokens", "Tokens computed again after a preemption.", stats.num_recomputed_tokens),
+        ("swapped_out_tokens", "Tokens whose KV was copied to the swap space.", stats.num_swapped_out_tokens),
+        (
+            "swapped_in_tokens",
+            "Tokens whose KV was copied back instead of computed again.",
+            stats.num_swapped_in_tokens,
+        ),
         ("evicted_blocks", "Reusable KV blocks that were given up.", stats.num_evicted_blocks),
         ("engine_steps", "Steps of the engine.", stats.num_steps),
         ("engine_busy_seconds", "Time spent in steps.", stats.busy_s),

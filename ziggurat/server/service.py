@@ -22,6 +22,7 @@ class ServiceStats:
         kv_usage_ratio: share of the KV pool that requests hold, 0 to 1; reusable prefixes do not count.
         num_preemptions: sequences that gave up their KV so far.
         num_recomputed_tokens: tokens computed again because of that.
+        num_swapped_out_tokens, num_swapped_in_tokens: copied to the swap space and back instead.
         num_evicted_blocks: reusable blocks that were given up.
         busy_s: time spent in steps.
     """
@@ -31,6 +32,8 @@ class ServiceStats:
     kv_usage_ratio: float = 0.0
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
+    num_swapped_out_tokens: int = 0
+    num_swapped_in_tokens: int = 0
     num_evicted_blocks: int = 0
     num_steps: int = 0
     busy_s: float = 0.0

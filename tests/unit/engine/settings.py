@@ -39,6 +39,8 @@ class Setting:
     is_alone: bool = False
     is_repeated: bool = False
     quantization: str = "auto"
+    swap_space: str | int = 0
+    preemption_mode: str = "auto"
 
 
 def load(folder: Path, setting: Setting) -> Engine:
@@ -54,6 +56,8 @@ def load(folder: Path, setting: Setting) -> Engine:
         planner=setting.planner,
         eviction_policy=setting.eviction,
         quantization=setting.quantization,
+        swap_space=setting.swap_space,
+        preemption_mode=setting.preemption_mode,
     )
     source = open_model(config)
     roomy = size(config, source, 64 << 20)
@@ -63,6 +67,7 @@ def load(folder: Path, setting: Setting) -> Engine:
     tight = replace(roomy, num_blocks=tuple(counts), kv_pool_bytes=pool_bytes, metadata_bytes=0)
     ops = kernels.select(setting.backend, num_threads=setting.threads)
     baseline_bytes = Machine().process_memory().charged_bytes
-    engine = Engine(config, source, Resources(tight, baseline_bytes, WallClock()), ops, WallClock())
+    resources = Resources(tight, baseline_bytes, WallClock(), swap_bytes=config.swap_bytes)
+    engine = Engine(config, source, resources, ops, WallClock())
     fill_weights(config, source, engine.resources, ops, None)
     return engine

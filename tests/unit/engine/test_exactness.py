@@ -145,13 +145,13 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
 @settings(max_examples=5)
-@given(setting=SETTINGS)
-@example(setting=TIGHT)
-@example(setting=REUSING)
-def test_nothing_around_a_request_changes_it_with_quantized_weights(
-    plain_folder: Path, quantization: str, setting: Setting
+@given(setting=SETTINGS, swap_space=st.sampled_from([0, "1MiB"]))
+@example(setting=TIGHT, swap_space="1MiB")
+@example(setting=REUSING, swap_space=0)
+def test_nothing_around_a_request_changes_it_with_quantized_weights_and_swapping(
+    plain_folder: Path, quantization: str, setting: Setting, swap_space: str | int
 ) -> None:
-    answers = run(plain_folder, replace(setting, backend=FASTEST, quantization=quantization))
+    answers = run(plain_folder, replace(setting, backend=FASTEST, quantization=quantization, swap_space=swap_space))
     assert answers == reference(plain_folder, FASTEST, quantization)
 
 

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host copies of the KV of preempted sequences: who has which slots of the swap space, and which blocks have to move.
+
+A sequence that gives up its blocks keeps a copy here and gets it back instead of computing it again (FastSwitch, arXiv 2411.18424). KV of a
+position never changes once it is computed, so a copy stays good while its sequence runs: the next time only what has been computed since
+is copied out. Copies of running sequences are given up first when slots are short.
+
+Names slots and blocks only; the bytes are the executor's. Pools with windows are not swapped: what has left a window is not there to copy.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ziggurat.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOp:
+    """Copy one whole block between a KV pool and the swap space. Moves are carried out in the order in which they were decided."""
+
+    group: int
+    direction: Literal["out", "in"]
+    block: int
+    slot: int
+
+
+@dataclass(slots=True)
+class _Copy:
+    """What is here of one sequence: a slot per block, good for its first ``num_tokens`` tokens."""
+
+    slots: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    is_running: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapStats:
+    """Slots in total, and those that hold a copy: of waiting sequences, and of running ones (which may be given up)."""
+
+    total: int
+    waiting: int
+    running: int
+
+
+class SwapSpace:
+    """Slots for blocks of every KV group at once: slot s holds block copies of all groups.
+
+    Args:
+        num_slots: how many blocks of each group fit.
+        num_groups: KV groups; all of them keep everything (no windows).
+        block_size: tokens per block.
+    """
+
+    def __init__(self, num_slots: int, num_groups: int, block_size: int) -> None:
+        self.num_slots, self.num_groups, self.block_size = num_slots, num_groups, block_size
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._copies: OrderedDict[str, _Copy] = OrderedDict()
+
+    def new_blocks(self, seq_id: str, num_tokens: int) -> int:
+        """Blocks that `store` would copy out: those that are not here yet, or were not full when they were copied."""
+        return ceil_div(num_tokens, self.block_size) - self._num_good(seq_id, num_tokens)
+
+    def can_store(self, seq_id: str, num_tokens: int) -> bool:
+        """Whether there is room: free slots, and those of other running sequences' copies."""
+        held = len(self._copies[seq_id].slots) if seq_id in self._copies else 0
+        others = sum(len(copy.slots) for name, copy in self._copies.items() if copy.is_running and name != seq_id)
+        return ceil_div(num_tokens, self.block_size) - held <= len(self._free) + others
+
+    def store(self, seq_id: str, tables: Sequence[Sequence[int]], num_tokens: int) -> list[MoveOp]:
+        """Copy a sequence's first ``num_tokens`` tokens out. `can_store` has said that there is room. O(blocks).
+
+        Args:
+            tables: its block table in every group.
+        """
+        num_blocks, num_good = ceil_div(num_tokens, self.block_size), self._num_good(seq_id, num_tokens)
+        copy = self._copies.setdefault(seq_id, _Copy())
+        copy.is_running = False
+        self._copies.move_to_end(seq_id)
+        if num_tokens <= copy.num_tokens:
+            return []
+        while len(copy.slots) < num_blocks:
+            if not self._free:
+                self._give_up_one()
+            copy.slots.append(self._free.pop())
+        moves = [
+            MoveOp(group=group, direction="out", block=table[index], slot=copy.slots[index])
+            for index in range(num_good, num_blocks)
+            for group, table in enumerate(tables)
+        ]
+        copy.num_tokens = num_tokens
+        return moves
+
+    def tokens(self, seq_id: str) -> int:
+        """Tokens of a waiting sequence that can be had back; 0 if it has no copy here."""
+        copy = self._copies.get(seq_id)
+        return 0 if copy is None or copy.is_running else copy.num_tokens
+
+    def fetch(self, seq_id: str, tables: Sequence[Sequence[int]], first_token: int, end_token: int) -> list[MoveOp]:
+        """Copy back the tokens ``[first_token, end_token)``; the first is a multiple of the block size. The copy stays until somebody
+        needs its slots."""
+        copy = self._copies[seq_id]
+        assert first_token % self.block_size == 0 and not copy.is_running and end_token <= copy.num_tokens
+        copy.is_running = True
+        return [
+            MoveOp(group=group, direction="in", block=table[index], slot=copy.slots[index])
+            for index in range(first_token // self.block_size, ceil_div(end_token, self.block_size))
+            for group, table in enumerate(tables)
+        ]
+
+    def resume(self, seq_id: str) -> None:
+        """A sequence runs again without its copy, for now: it may be given up."""
+        if seq_id in self._copies:
+            self._copies[seq_id].is_running = True
+
+    def drop(self, seq_id: str) -> None:
+        """Forget a sequence's copy."""
+        copy = self._copies.pop(seq_id, None)
+        if copy is not None:
+            self._free += reversed(copy.slots)
+
+    def clear(self) -> None:
+        """Forget every copy: what they hold is not known any more."""
+        for seq_id in list(self._copies):
+            self.drop(seq_id)
+
+    def stats(self) -> SwapStats:
+        """Counts."""
+        held = {True: 0, False: 0}
+        for copy in self._copies.values():
+            held[copy.is_running] += len(copy.slots)
+        return SwapStats(total=self.num_slots, waiting=held[False], running=held[True])
+
+    def audit(self) -> None:
+        """Check that every slot is free or held once."""
+        slots = [slot for copy in self._copies.values() for slot in copy.slots] + self._free
+        assert sorted(slots) == list(range(self.num_slots)), "a slot is lost or held twice"
+        for seq_id, copy in self._copies.items():
+            assert len(copy.slots) >= ceil_div(copy.num_tokens, self.block_size), f"{seq_id} has too few slots"
+
+    def _num_good(self, seq_id: str, num_tokens: int) -> int:
+        """Blocks from the start whose copy is what the sequence has now: full ones, and all if nothing was computed since."""
+        copy = self._copies.get(seq_id)
+        if copy is None:
+            return 0
+        return (
+            copy.num_tokens // self.block_size
+            if num_tokens > copy.num_tokens
+            else ceil_div(num_tokens, self.block_size)
+        )
+
+    def _give_up_one(self) -> None:
+        """The oldest copy of a running sequence."""
+        victim = next(name for name, copy in self._copies.items() if copy.is_running)
+        self.drop(victim)
