@@ -28,6 +28,8 @@ class Engine(FakeEngine):
             "num_requests_waiting": 2.0,
             "num_preemptions_total": 7.0,
             "recomputed_tokens_total": 8.0,
+            "swapped_out_tokens_total": 4.0,
+            "swapped_in_tokens_total": 3.0,
             "evicted_blocks_total": 9.0,
             "steps_total": 10.0,
             "busy_seconds_total": 1.5,
