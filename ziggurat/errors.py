@@ -15,6 +15,7 @@
         RequestError                one request is wrong; carries ``param`` and ``code``
           ContextLengthExceeded     prompt and output exceed the model's or the engine's limit
           KVCapacityExceeded        the request could never fit the KV pool
+          NotFound                  what the request names is not there
           UnknownModel              no such served name
           QueueFull                 the waiting queue is at its bound; retry later
         UnsupportedFeature          known, but not built; named, never ignored
@@ -136,6 +137,12 @@ class KVCapacityExceeded(RequestError):
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
+
+
+class NotFound(RequestError):
+    """What the request names is not there."""
+
+    code = "not_found"
 
 
 class UnknownModel(RequestError):

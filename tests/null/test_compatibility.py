@@ -91,6 +91,7 @@ def test_every_flag_of_the_server_is_in_the_guide_or_ours_alone() -> None:
         "--kernels",
         "--max-body-size",
         "--no-log-requests",
+        "--recall",
         "--no-trust-remote-code",
     }
     assert set(load("serve").parser().flag_names()) - named == ours_alone

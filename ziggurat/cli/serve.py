@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ziggurat.cli.engine_flags import engine_flags
@@ -13,10 +16,17 @@ from ziggurat.cli.memory_table import memory_table
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.progress import ProgressLine
 from ziggurat.cli.sources import FLAG, source_of
-from ziggurat.engine.config import EngineConfig
+from ziggurat.engine.config import EngineConfig, option
 from ziggurat.errors import UnsupportedFeature
 from ziggurat.server.config import ServerConfig
 from ziggurat.server.console import Announce, announcer, log_to_stderr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallOptions:
+    """What is served beside the model."""
+
+    recall: Path | None = option(None, "folder of memories to serve at /v1/memories (docs/recall.md)", group="server")
 
 
 def parser() -> Parser:
@@ -27,6 +37,7 @@ def parser() -> Parser:
     parser.add_argument("more_models", nargs="*", help=argparse.SUPPRESS)
     add_flags(parser, engine_flags())
     add_flags(parser, flags_of(ServerConfig))
+    add_flags(parser, flags_of(RecallOptions))
     return parser
 
 
@@ -42,10 +53,23 @@ def run(argv: Sequence[str]) -> int:
     refuse_two_addresses(namespace)
     config = build(EngineConfig, namespace, model=model_of(namespace))
     server = build(ServerConfig, namespace)
+    recall = build(RecallOptions, namespace)
     from ziggurat.server.run import run_server
 
     log_to_stderr(server.log_format, server.log_level)
-    return run_server(server, lambda: _load(config, announcer(server.log_format)))
+    with contextlib.ExitStack() as stack:
+        extra = {} if recall.recall is None else _memories(stack, recall.recall)
+        return run_server(server, lambda: _load(config, announcer(server.log_format)), **extra)
+
+
+def _memories(stack: contextlib.ExitStack, folder: Path) -> dict[str, Any]:
+    """The routes of memories and where chats recall them from; by meaning too if the encoder is installed."""
+    from ziggurat.recall.encoder import find_minilm, open_minilm
+    from ziggurat.recall.http import Stores, make_router
+
+    stores = Stores(folder, open_minilm() if find_minilm() is not None else None)
+    stack.callback(stores.close)
+    return {"routers": [make_router(stores)], "recaller": stores}
 
 
 def refuse_several(namespace: argparse.Namespace) -> None:

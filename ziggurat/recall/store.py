@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ziggurat.errors import ConfigError, RequestError
+from ziggurat.errors import ConfigError, NotFound, RequestError
 from ziggurat.recall.cube import (
     Filter,
     Hit,
@@ -319,7 +319,7 @@ class MemStore:
     def _known(self, memory_id: str) -> MemCube:
         memory = self._index.get(memory_id)
         if memory is None:
-            raise RequestError(f"no memory {memory_id[:64]!r} in this store", param="id", code="memory_not_found")
+            raise NotFound(f"no memory {memory_id[:64]!r} in this store", param="id", code="memory_not_found")
         return memory
 
     def _active(self, memory_id: str) -> MemCube:

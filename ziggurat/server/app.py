@@ -28,6 +28,7 @@ from ziggurat.server.console import REQUEST_ID, log_event
 from ziggurat.server.errors import error_response, make_error
 from ziggurat.server.metrics import ServerMetrics
 from ziggurat.server.openapi import with_bodies
+from ziggurat.server.recalled import Recaller
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Rooms
 from ziggurat.server.state import ServerState
@@ -37,13 +38,18 @@ _SAFE_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
 def create_app(
-    service: Service | ServerState, config: ServerConfig | None = None, *, routers: Sequence[APIRouter] = ()
+    service: Service | ServerState,
+    config: ServerConfig | None = None,
+    *,
+    routers: Sequence[APIRouter] = (),
+    recaller: Recaller | None = None,
 ) -> FastAPI:
     """An ASGI app.
 
     Args:
         service: a loaded service, or the state of a server whose service comes later.
         routers: further routes; their `ZigguratError`s become the same bodies.
+        recaller: where ``memory`` of a chat comes from.
 
     ``app.state.rooms`` has what the routes share.
 
@@ -53,7 +59,7 @@ def create_app(
     config = config or ServerConfig()
     state = service if isinstance(service, ServerState) else ServerState(service)
     metrics = ServerMetrics(state, is_doubled=config.metrics_compat == "vllm")
-    rooms = Rooms(state=state, metrics=metrics, bodies=Bodies(config))
+    rooms = Rooms(state=state, metrics=metrics, bodies=Bodies(config), recaller=recaller)
     # No docs pages: they would load scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms

@@ -18,6 +18,7 @@ from ziggurat.server.fields import CHAT_UNSUPPORTED
 from ziggurat.server.generation import Generation, Outputs, stop_reason
 from ziggurat.server.logprobs import chat_logprobs, prompt_logprobs
 from ziggurat.server.params import sampling_params
+from ziggurat.server.recalled import recalled_turns
 from ziggurat.server.schemas import ChatRequest
 from ziggurat.server.service import ModelText
 from ziggurat.server.serving import Reply, Rooms, answer, check_model, new_id, off_loop
@@ -36,6 +37,7 @@ def make_router(rooms: Rooms) -> APIRouter:
             model = check_model(service, body.model)
             options = template_options(body, service.family)
             messages = [message.for_template() for message in body.messages]
+            messages = await recalled_turns(rooms.recaller, body.memory, messages)
             size = sum(len(message["content"] or "") for message in messages)
             prompt_ids = await off_loop(lambda: body.kept(service.encode_chat(messages, options)), size)
         conversation = await converse(service, body, prompt_ids)

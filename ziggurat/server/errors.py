@@ -68,6 +68,7 @@ TABLE: Mapping[type[errors.ZigguratError], HTTPAnswer] = {
     errors.RequestError: HTTPAnswer(status=400, type="invalid_request_error"),
     errors.ContextLengthExceeded: HTTPAnswer(status=400, type="invalid_request_error"),
     errors.KVCapacityExceeded: HTTPAnswer(status=400, type="invalid_request_error"),
+    errors.NotFound: HTTPAnswer(status=404, type="not_found_error"),
     errors.UnknownModel: HTTPAnswer(status=404, type="not_found_error"),
     errors.QueueFull: HTTPAnswer(status=429, type="rate_limit_error"),
     InvalidApiKey: HTTPAnswer(status=401, type="invalid_request_error"),

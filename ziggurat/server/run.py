@@ -33,6 +33,7 @@ from ziggurat.server.config import ServerConfig
 from ziggurat.server.console import Announce, announcer
 from ziggurat.server.http11 import http11
 from ziggurat.server.listen import address_url, bind_socket, close_socket, unlink_socket
+from ziggurat.server.recalled import Recaller
 from ziggurat.server.reporter import report
 from ziggurat.server.service import Service
 from ziggurat.server.serving import Rooms
@@ -51,6 +52,7 @@ def run_server(
     *,
     attach: Callable[[Any], Service] | None = None,
     routers: Sequence[APIRouter] = (),
+    recaller: Recaller | None = None,
     announce: Announce | None = None,
 ) -> int:
     """Serve until a signal. Blocks; call it on the main thread.
@@ -59,6 +61,7 @@ def run_server(
         load: makes the engine; runs on a thread while /health already answers.
         attach: makes the service from what ``load`` returned, on the event loop; default `EngineService`.
         routers: further routes.
+        recaller: where ``memory`` of a chat comes from.
         announce: gets the lines of the server's life (address, time to ready); by default they are printed, or logged if the log is JSON.
 
     Returns:
@@ -69,7 +72,7 @@ def run_server(
         ZigguratError: what ``load`` raised; EngineError: the engine died while serving.
     """
     listener = bind_socket(config)
-    run = _Run(config, listener, announce or announcer(config.log_format))
+    run = _Run(config, listener, announce or announcer(config.log_format), recaller)
     try:
         return asyncio.run(run.main(load, attach or _attach_engine, routers))
     finally:
@@ -114,7 +117,10 @@ class _Signals:
 
 
 class _Run:
-    def __init__(self, config: ServerConfig, listener: socket.socket, announce: Announce) -> None:
+    def __init__(
+        self, config: ServerConfig, listener: socket.socket, announce: Announce, recaller: Recaller | None
+    ) -> None:
+        self._recaller = recaller
         self._config = config
         self._listener = listener
         self._announce = announce
@@ -128,7 +134,7 @@ class _Run:
     ) -> int:
         began_s = time.monotonic()
         self._signals.install()
-        app = create_app(self._state, self._config, routers=routers)
+        app = create_app(self._state, self._config, routers=routers, recaller=self._recaller)
         rooms: Rooms = app.state.rooms
         settings = uvicorn.Config(
             app,

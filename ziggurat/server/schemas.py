@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, Field, WithJsonSchema, field_validator, model_validator
 
 from ziggurat.scheduling.sampling import MAX_N, MAX_TOP_LOGPROBS
+from ziggurat.server.recalled import MemoryField
 from ziggurat.server.structured import ResponseFormat, StructuredOutputs
 from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
@@ -191,6 +192,7 @@ class ChatRequest(CommonRequest):
     chat_template_kwargs: TemplateKwargs = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    memory: MemoryField | None = None
 
     @model_validator(mode="after")
     def _check_tools(self) -> ChatRequest:

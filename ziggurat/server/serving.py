@@ -21,6 +21,7 @@ from ziggurat.server.bodies import Bodies
 from ziggurat.server.generation import ClientGone, Generation, until_disconnect
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
 from ziggurat.server.params import generate_requests
+from ziggurat.server.recalled import Recaller
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 from ziggurat.server.service import ModelText
 from ziggurat.server.sse import EventStream
@@ -40,6 +41,7 @@ class Rooms:
     state: ServerState
     metrics: ServerMetrics
     bodies: Bodies
+    recaller: Recaller | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ KINDS = Kinds(
         "export": "write all memories as JSON lines",
         "import": "remember a file: JSON lines, chats, Markdown, LoCoMo",
         "stats": "counts, bytes, and how far search by meaning has come",
+        "mcp": "serve memories to agents over the Model Context Protocol",
         "reindex": "make the index again from the log",
     },
 )

@@ -91,6 +91,8 @@ def decode_item(text: ModelText, url: str, raw: bytes) -> ChatRequest | Completi
         )
     if body.stream:
         raise UnsupportedField("a batch does not stream; leave 'stream' out", feature="stream", param="stream")
+    if isinstance(body, ChatRequest) and body.memory is not None:
+        raise UnsupportedField("a batch recalls no memories; leave 'memory' out", feature="memory", param="memory")
     check_model(text, body.model)
     return body
 
