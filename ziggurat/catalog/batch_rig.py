@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.scheduling.job import JobItem
+from ziggurat.scheduling.outputs import Counters
 from ziggurat.scheduling.planners import resolve
 from ziggurat.scheduling.protocol import TokenBudget
 from ziggurat.scheduling.sampling import SamplingParams
@@ -109,9 +110,10 @@ class BatchRig:
     Args:
         shape: a config.json; weights are random.
         pool_tokens: what the KV pool holds.
+        settings: further fields of `EngineConfig`.
     """
 
-    def __init__(self, shape: Mapping[str, Any], pool_tokens: int) -> None:
+    def __init__(self, shape: Mapping[str, Any], pool_tokens: int, **settings: Any) -> None:
         from ziggurat.engine.config import EngineConfig
         from ziggurat.engine.engine import Engine
         from ziggurat.engine.sizing import open_model, size
@@ -130,6 +132,7 @@ class BatchRig:
                 max_num_seqs=MAX_NUM_SEQS,
                 max_num_batched_tokens=STEP_TOKENS,
                 max_queued_requests=100_000,
+                **settings,
             )
 
         source = open_model(config(1 << 32))
@@ -139,6 +142,11 @@ class BatchRig:
             is_enough = _pool_tokens(lambda memory: size(config(memory), source, memory), middle) >= pool_tokens
             low, high = (low, middle) if is_enough else (middle, high)
         self._engine: Engine = Engine.load(config(high))
+
+    @property
+    def counters(self) -> Counters:
+        """Of the engine's core, since it was loaded."""
+        return self._engine.core.counters
 
     @property
     def pool_blocks(self) -> int:
