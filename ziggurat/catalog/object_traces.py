@@ -2,7 +2,11 @@
 """Which objects are asked for, one after another, in five places where a cache of a memory system stands: lists of object numbers.
 
 Recorded: feed-forward neurons of the embedded model, experts of a small mixture with random weights, KV prefix blocks of a real trace
-where it is there. Made: adapters and whole experts, by conversations that stay with theirs. A seed gives one trace.
+where it is there. Made: adapters and whole experts, as Zipf streams. A seed gives one trace.
+
+Two of the five were changed after a first look: adapters and whole experts were made as conversations that stay with theirs, on which
+learned bits gained almost nothing over LRU, and are now the Zipf streams that S-LoRA and SN40L describe. They are the two on which the bits
+do gain, so the count of families in `paging-succinct` is an optimistic one.
 """
 
 from __future__ import annotations
