@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The highest request rate at which a target is met, by bisection. Pure: whoever calls it brings the run.
+"""The highest request rate at which a target is met: by bisection, then, if asked, up and down around the limit.
+
+Pure: whoever calls it brings the run.
 
 With common random numbers (`ziggurat.workload.arrivals`) all rates see the same requests, so that "met" falls once from yes to no.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ziggurat.errors import ConfigError
 from ziggurat.workload.metrics import Attainment
@@ -24,7 +28,7 @@ class Capacity:
     """What a search found.
 
     Attributes:
-        rate: the highest rate that was run and met, requests per second.
+        rate: the highest rate that was run and met, requests per second; after `refine_capacity` the rate that is met half of the time.
         is_bounded: some rate did not meet the target; if not, the workload is too short to tell and ``rate`` is a lower bound.
         runs: every run in the order of the search: rate and attainment.
     """
@@ -37,23 +41,6 @@ class Capacity:
 def widening(headroom: float, table: Sequence[tuple[float, float]] = _WIDENING) -> float:
     """The factor to go up by after a run that met its target with that headroom."""
     return next(factor for least, factor in table if headroom >= least)
-
-
-def by_majority(run: Callable[[float], Attainment], trials: int) -> Callable[[float], Attainment]:
-    """A run that is repeated until most of ``trials`` runs agree; the last of those that agree is the answer.
-
-    One run near the limit hangs on a moment of the machine: a hiccup fails a rate that holds, and the search never comes back to it.
-    """
-    assert trials >= 1 and trials % 2 == 1, "a majority needs an odd number"
-
-    def run_at(rate: float) -> Attainment:
-        votes: dict[bool, list[Attainment]] = {True: [], False: []}
-        while max(map(len, votes.values())) <= trials // 2:
-            found = run(rate)
-            votes[found.is_met].append(found)
-        return votes[len(votes[True]) > trials // 2][-1]
-
-    return run_at
 
 
 def search_capacity(
@@ -97,3 +84,35 @@ def search_capacity(
         else:
             rate = (low * high) ** 0.5
     return Capacity(rate=low, is_bounded=high > 0, runs=tuple(runs))
+
+
+def refine_capacity(
+    run: Callable[[float], Attainment], found: Capacity, *, num_runs: int, granularity: float = GRANULARITY
+) -> Capacity:
+    """Walk around the limit that a search found, one step up after a run that met the target and one down after a run that did not.
+
+    Bisection asks each rate once, so that one hiccup of the machine near the limit moves its answer for good. Here the geometric mean
+    of the rates that were called for, from the first turn on, is the rate met half of the time; the noise falls with their number
+    (Dixon and Mood, "A method for obtaining and analyzing sensitivity data", JASA 43, 1948).
+
+    Args:
+        num_runs: runs to add, at least 1.
+        granularity: the width of a step, as a share of the rate.
+
+    Returns:
+        The search with the refined rate and all runs. A search that met no limit has nothing to walk around and comes back as it is.
+    """
+    assert num_runs >= 1, "a walk needs a run"
+    if not found.is_bounded:
+        return found
+    rate, runs, called_for, verdicts = found.rate, list(found.runs), [], []
+    for _ in range(num_runs):
+        attainment = run(rate)
+        runs.append((rate, attainment))
+        verdicts.append(attainment.is_met)
+        rate = rate * (1 + granularity) if attainment.is_met else rate / (1 + granularity)
+        called_for.append(rate)
+    turn = next((index for index, is_met in enumerate(verdicts) if is_met != verdicts[0]), num_runs)
+    # The rate before the first turn is the highest or lowest of the walk and belongs to it.
+    mean = fmean(math.log(each) for each in called_for[max(turn - 1, 0) :])
+    return Capacity(rate=math.exp(mean), is_bounded=True, runs=tuple(runs))

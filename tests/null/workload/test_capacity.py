@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ziggurat.errors import ConfigError
-from ziggurat.workload.capacity import GRANULARITY, MAX_RUNS, by_majority, search_capacity, widening
+from ziggurat.workload.capacity import GRANULARITY, MAX_RUNS, refine_capacity, search_capacity, widening
 from ziggurat.workload.metrics import Attainment, attainment, effective_throughput, slowest_rate
 from ziggurat.workload.records import RequestRecord
 
@@ -90,17 +93,27 @@ def test_effective_throughput_counts_prompts_in_time_and_steady_generation() -> 
     assert effective_throughput([record((0.1,), reason="error")], duration_s=1) == 0
 
 
-@given(limit=st.floats(1.0, 100.0), hiccup=st.integers(0, 40))
-def test_a_majority_is_not_moved_by_one_hiccup(limit: float, hiccup: int) -> None:
-    steady = met_up_to(limit)
-    count = 0
+@given(limit=st.floats(1.0, 100.0), seed=st.integers(0, 2**32 - 1))
+def test_a_walk_around_the_limit_averages_noise_that_moves_bisection(limit: float, seed: int) -> None:
+    noise = random.Random(seed)
 
     def run(rate: float) -> Attainment:
-        nonlocal count
-        count += 1
-        return steady(rate * 10 if count == hiccup else rate)
+        return met_up_to(limit)(rate * math.exp(noise.gauss(0, 0.03)))
 
-    found = search_capacity(by_majority(run, 3), start_rate=5.0)
-    assert limit / (1 + GRANULARITY) <= found.rate <= limit
-    # Two runs that agree need no third.
-    assert 2 * len(found.runs) <= count <= 2 * len(found.runs) + 1
+    first = search_capacity(run, start_rate=5.0)
+    found = refine_capacity(run, first, num_runs=64)
+    assert limit / 1.05 <= found.rate <= limit * 1.05
+    assert found.runs[: len(first.runs)] == first.runs and len(found.runs) == len(first.runs) + 64
+
+
+@given(limit=st.floats(1.0, 100.0), num_runs=st.integers(4, 20))
+def test_without_noise_a_walk_stays_within_a_step_of_the_limit(limit: float, num_runs: int) -> None:
+    run = met_up_to(limit)
+    found = refine_capacity(run, search_capacity(run, start_rate=5.0), num_runs=num_runs)
+    assert limit / (1 + GRANULARITY) ** 1.5 <= found.rate <= limit * (1 + GRANULARITY) ** 1.5
+
+
+def test_a_search_without_a_limit_is_not_walked_around() -> None:
+    run = met_up_to(1e9)
+    unbounded = search_capacity(run, start_rate=1)
+    assert refine_capacity(run, unbounded, num_runs=8) is unbounded
