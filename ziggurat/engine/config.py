@@ -11,6 +11,7 @@ from typing import Any
 
 from ziggurat.errors import ConfigError, UnsupportedFeature
 from ziggurat.registry import nearest
+from ziggurat.scheduling.fairness import named_weights
 from ziggurat.units import parse_size
 
 EMBEDDED_MODEL = "embedded"
@@ -93,7 +94,14 @@ class EngineConfig:
     )
     max_queued_requests: int = option(256, "requests that may wait; one more gets 429", group="scheduling")
     planner: str = option("sarathi", "batch planner: who shares a step", group="scheduling")
-    scheduling_policy: str = option("fcfs", "order of the queue; priority: lower first", group="scheduling")
+    scheduling_policy: str = option(
+        "fcfs",
+        "order of the queue; priority: lower first; deadline: earliest first; vtc: the client with the least service first",
+        group="scheduling",
+    )
+    client_weight: tuple[str, ...] = option(
+        (), "NAME=WEIGHT: a client's share under vtc beside clients of weight 1; repeat it", group="scheduling"
+    )
     kernels: str = option(
         "auto",
         "compute kernels; auto takes native ones if they were built",
@@ -114,7 +122,9 @@ class EngineConfig:
             )
         if self.memory is not None:
             parse_size(self.memory)
-        num_swap_bytes = self.swap_bytes
+        num_swap_bytes, weights = self.swap_bytes, self.client_weights
+        if weights and self.scheduling_policy != "vtc":
+            raise ConfigError("client_weight needs scheduling_policy 'vtc': no other order looks at it")
         if self.preemption_mode == "swap" and not num_swap_bytes:
             raise ConfigError("preemption_mode 'swap' needs room: give --swap-space, e.g. 1GiB")
         self._check_choices()
@@ -130,6 +140,15 @@ class EngineConfig:
                 f"max_num_batched_tokens {tokens} is below max_num_seqs + 1 = {seqs + 1}: decodes alone would fill every step and "
                 f"no prompt could start; raise it to {seqs + 1} or lower max_num_seqs to {max(tokens - 1, 1)}"
             )
+
+    @property
+    def client_weights(self) -> dict[str, float]:
+        """Weights by client.
+
+        Raises:
+            ConfigError: an entry is not NAME=WEIGHT with a weight above 0.
+        """
+        return named_weights(self.client_weight)
 
     @property
     def swap_bytes(self) -> int:

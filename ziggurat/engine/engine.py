@@ -35,7 +35,8 @@ from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.scheduling.core import EngineCore
-from ziggurat.scheduling.order import ORDERS
+from ziggurat.scheduling.fairness import Clients
+from ziggurat.scheduling.order import ORDERS, check_wishes
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
 from ziggurat.scheduling.planners import resolve as resolve_planner
 from ziggurat.scheduling.preemption import PREEMPTION_MODES
@@ -255,8 +256,7 @@ class Engine:
             raise EngineError("the engine is closed")
 
     def _check_ids(self, request: GenerateRequest | EmbedRequest) -> None:
-        if request.priority and self.config.scheduling_policy == "fcfs":
-            raise RequestError("priority needs a server with --scheduling-policy priority", param="priority")
+        check_wishes(request, self.config.scheduling_policy)
         size, params = self.model.vocab_size, request.params
         _check_range(request.prompt_ids, size, "prompt", "prompt token")
         _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")
@@ -390,6 +390,7 @@ def _make_core(
         eos_ids=model.eos_ids,
         seed=config.seed,
         order=ORDERS.get(config.scheduling_policy),
+        clients=Clients(config.client_weights),
         swap=make_swap_space(fit.plan, config.swap_bytes),
         preemption_mode=PREEMPTION_MODES.get(config.preemption_mode),
     )

@@ -21,7 +21,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     has_pss; see `memory.machine`), ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows:
     kind, owner, tier, num_bytes, peak_bytes, since_s, why, depth), ``kv`` (per group; ``wasted_bytes`` as in
     `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``, ``swap`` (slots, and tokens copied out and
-    back; None without a swap space).
+    back; None without a swap space), ``clients`` (see `Clients.rows`).
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
@@ -54,6 +54,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "sequences": engine.core.snapshot()["sequences"],
         "prefix_cache": _prefix_cache(engine),
         "swap": _swap(engine),
+        "clients": engine.core.clients.rows(),
     }
 
 
@@ -133,6 +134,8 @@ def stats_report(engine: Engine) -> dict[str, float]:
     stats["evicted_blocks_total"] = float(engine.store.counters.evicted_blocks)
     stats["num_requests_running"] = float(engine.core.num_running)
     stats["num_requests_waiting"] = float(engine.core.num_waiting)
+    stats["num_clients"] = float(len(engine.core.clients))
+    stats["jain_index"] = engine.core.clients.jain_index()
     stats["num_preemptions_total"] = stats.pop("preemptions_total")
     blocks = [
         (each, engine.fit.plan.block_bytes(group))

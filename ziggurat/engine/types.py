@@ -22,6 +22,8 @@ class GenerateRequest:
         priority: lower runs earlier; refused unless the scheduling policy is ``priority`` (vLLM's meaning).
         cache_salt: requests share prefixes only with requests of the same salt.
         expected_tokens: how long the text is expected to be; None expects ``max_tokens``. For planners of jobs, never a limit.
+        client: whose request it is, for fairness between clients (scheduling policy ``vtc``).
+        deadline_s: seconds after its arrival when it should be done, for the scheduling policy ``deadline``; None is no hurry.
     """
 
     request_id: str
@@ -30,6 +32,12 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     expected_tokens: int | None = None
+    client: str = ""
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise RequestError(f"deadline_s must be above 0 seconds, got {self.deadline_s}", param="deadline_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,7 @@ class EmbedRequest:
         pooling: ``mean`` of the hidden states after the final norm, or those of the ``last`` token. A cached prefix has keys and
             values but no hidden states, so ``mean`` takes nothing from the prefix cache; ``last`` does.
         normalize: scale to length 1 (a vector of zeros stays as it is).
-        priority, cache_salt: as in `GenerateRequest`.
+        priority, cache_salt, client, deadline_s: as in `GenerateRequest`.
     """
 
     request_id: str
@@ -49,6 +57,8 @@ class EmbedRequest:
     normalize: bool = True
     priority: int = 0
     cache_salt: str = ""
+    client: str = ""
+    deadline_s: float | None = None
 
     params: ClassVar[SamplingParams] = SamplingParams()
     """Nothing is sampled; here so that it can pass for an `EngineRequest`."""

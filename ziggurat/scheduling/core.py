@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ziggurat.errors import ConfigError, EngineError, QueueFull, RequestError
+from ziggurat.errors import EngineError, QueueFull, RequestError
 from ziggurat.memory.kv import CopyOp, KVStore, OutOfBlocks
 from ziggurat.memory.swap import SwapSpace
 from ziggurat.scheduling.admission import output_limit
 from ziggurat.scheduling.decisions import DecisionLog
+from ziggurat.scheduling.fairness import Clients
 from ziggurat.scheduling.items import batch_item
 from ziggurat.scheduling.order import QueueOrder, fcfs
 from ziggurat.scheduling.outputs import Counters, Finished, NewToken, PromptLogprobs, StepOutput
@@ -33,7 +34,14 @@ from ziggurat.scheduling.protocol import (
     TokenBudget,
 )
 from ziggurat.scheduling.roster import Roster
-from ziggurat.scheduling.sequence import EngineRequest, FinishReason, SequenceState, SequenceStatus, derive_seed
+from ziggurat.scheduling.sequence import (
+    EngineRequest,
+    FinishReason,
+    SequenceState,
+    SequenceStatus,
+    derive_seed,
+    new_family,
+)
 from ziggurat.scheduling.swapping import Swapper
 
 
@@ -50,6 +58,7 @@ class EngineCore:
         seed: base of the seeds of requests that bring none.
         log: where decisions are filed, if wanted.
         order: who is served first and gives way last (`ziggurat.scheduling.order`).
+        clients: the accounts of service, with weights; by default all weigh the same.
         swap: where preempted sequences keep copies of their KV; None computes it again.
         preemption_mode: whether they do (`ziggurat.scheduling.preemption`).
 
@@ -71,14 +80,11 @@ class EngineCore:
         seed: int = 0,
         log: DecisionLog | None = None,
         order: QueueOrder = fcfs,
+        clients: Clients | None = None,
         swap: SwapSpace | None = None,
         preemption_mode: PreemptionMode = auto,
     ) -> None:
-        if budget.max_num_seqs < 1 or budget.max_num_batched_tokens < budget.max_num_seqs + 1:
-            raise ConfigError(
-                f"max_num_batched_tokens {budget.max_num_batched_tokens} must be at least max_num_seqs + 1 = "
-                f"{budget.max_num_seqs + 1}: decodes alone would fill every step and no prompt could start"
-            )
+        budget.check()
         assert len(block_bytes) == len(store.total_blocks()), "one block size per KV group"
         self.store, self.planner, self.executor, self.budget = store, planner, executor, budget
         self.max_model_len = max_model_len
@@ -94,7 +100,8 @@ class EngineCore:
             if swap is None
             else Swapper(store, swap, preemption_mode, self.counters, budget.max_num_batched_tokens)
         )
-        self._roster = Roster(store, self.counters, order, self.swapper)
+        self.clients = Clients() if clients is None else clients
+        self._roster = Roster(store, self.counters, order, self.swapper, self.clients)
         self._probe = StoreProbe(store, self._roster.waiting, swap)
         self._ended_outside: list[Finished] = []
 
@@ -139,30 +146,20 @@ class EngineCore:
         elif seed is None:
             seed = derive_seed(self._seed, self.counters.requests)
         num_sequences = params.num_sequences if pooling is None else 1
-        family = [self._new_sequence(request, index, max_tokens, seed) for index in range(num_sequences)]
+        family = new_family(
+            request,
+            num_sequences,
+            client=self.clients.enter(request.client),
+            max_tokens=max_tokens,
+            seed=seed,
+            arrival=self.counters.requests,
+            now_s=now_s,
+            max_slots=self.budget.max_num_seqs,
+        )
         # One of the family reads for all: their prompt is the same.
         family[0].reading = pooling or (None if params.prompt_logprobs is None else "logprobs")
         roster.enrol(family)
         return tuple(seq.seq_id for seq in family)
-
-    def _new_sequence(self, request: EngineRequest, index: int, max_tokens: int, seed: int) -> SequenceState:
-        return SequenceState(
-            seq_id=f"{request.request_id}/{index}",
-            request_id=request.request_id,
-            index=index,
-            prompt_ids=request.prompt_ids,
-            params=request.params,
-            max_tokens=max_tokens,
-            expected_tokens=min(request.expected_tokens or max_tokens, max_tokens),
-            seed=derive_seed(seed, index),
-            cache_salt=request.cache_salt,
-            priority=request.priority,
-            arrival=self.counters.requests,
-            arrival_s=self._roster.now_s,
-            since_s=self._roster.now_s,
-            max_slots=self.budget.max_num_seqs,
-            status=SequenceStatus.PENDING,
-        )
 
     def abort(self, request_id: str) -> tuple[Finished, ...]:
         """End what is left of a request, in any state; nothing happens if it has ended or never was."""
@@ -221,6 +218,7 @@ class EngineCore:
         roster.now_s = now_s
         if not self.has_work:
             return StepOutput(step=self.counters.steps)
+        roster.arrange()
         plan = self._decide(now_s)
         for seq_id in plan.preempts:
             roster.preempt(self._running(seq_id))
@@ -357,6 +355,7 @@ class EngineCore:
                 token = result.tokens[member.seq_id]
                 member.output_ids.append(token.token_id)
                 tokens.append(NewToken(seq_id=member.seq_id, token=token, is_first=len(member.output_ids) == 1))
+                member.client.serve(0, 1)
             finished += self._after_tokens(seq)
         self.counters.generated_tokens += len(tokens)
         return finished

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ziggurat.errors import ConfigError
 from ziggurat.memory.kv import CopyOp, KVView
 from ziggurat.memory.swap import MoveOp
 from ziggurat.scheduling.sampling import SamplingParams
@@ -90,6 +91,17 @@ class TokenBudget:
 
     max_num_batched_tokens: int
     max_num_seqs: int
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: it cannot hold a decode of every sequence and one prompt token.
+        """
+        if self.max_num_seqs < 1 or self.max_num_batched_tokens < self.max_num_seqs + 1:
+            raise ConfigError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least max_num_seqs + 1 = "
+                f"{self.max_num_seqs + 1}: decodes alone would fill every step and no prompt could start"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

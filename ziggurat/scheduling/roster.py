@@ -12,7 +12,8 @@ from math import ceil
 from typing import Any
 
 from ziggurat.memory.kv import DROPPED, KVStore
-from ziggurat.scheduling.order import QueueOrder, fcfs
+from ziggurat.scheduling.fairness import Clients
+from ziggurat.scheduling.order import QueueOrder, arrange, fcfs, vtc
 from ziggurat.scheduling.outputs import Admission, Counters, Finished
 from ziggurat.scheduling.sequence import FinishReason, SequenceState, SequenceStatus
 from ziggurat.scheduling.swapping import Swapper
@@ -32,7 +33,12 @@ class Roster:
     """
 
     def __init__(
-        self, store: KVStore, counters: Counters, order: QueueOrder = fcfs, swapper: Swapper | None = None
+        self,
+        store: KVStore,
+        counters: Counters,
+        order: QueueOrder = fcfs,
+        swapper: Swapper | None = None,
+        clients: Clients | None = None,
     ) -> None:
         self.running: list[SequenceState] = []
         self.waiting: OrderedDict[str, SequenceState] = OrderedDict()
@@ -42,6 +48,7 @@ class Roster:
         self._counters = counters
         self._order = order
         self._swapper = swapper
+        self._clients = Clients() if clients is None else clients
         self._requests: dict[str, dict[str, SequenceState]] = {}
         self._request_ends_s: deque[float] = deque(maxlen=_RATE_WINDOW)
 
@@ -71,6 +78,7 @@ class Roster:
     def admit(self, seq_id: str) -> Admission:
         """Open a waiting sequence in the store; it takes over what is cached of its tokens."""
         seq = self.waiting.pop(seq_id)
+        self._clients.go(seq.client)
         num_cached = self._store.open(seq.seq_id, seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
         seq.num_computed = num_cached
         is_readmission = seq.was_admitted
@@ -78,6 +86,7 @@ class Roster:
             seq.was_admitted = True
             seq.num_cached = num_cached
             self.num_queued -= 1
+            seq.client.serve(len(seq.prompt_ids) - num_cached, 0)
             self._counters.prefix_queried_tokens += len(seq.prompt_ids)
             self._counters.prefix_hit_tokens += num_cached
         self.running.append(seq)
@@ -150,6 +159,7 @@ class Roster:
             self._store.release(seq.seq_id)
         elif seq.status is SequenceStatus.WAITING:
             del self.waiting[seq.seq_id]
+            self._clients.go(seq.client)
             self.num_queued -= not seq.was_admitted
         else:
             for sibling in siblings.values():
@@ -162,6 +172,7 @@ class Roster:
         del siblings[seq.seq_id]
         if not siblings:
             del self._requests[seq.request_id]
+            self._clients.leave(seq.client)
             self._request_ends_s.append(self.now_s)
         self._counters.finished[reason] += 1
         return Finished(
@@ -220,9 +231,16 @@ class Roster:
         """The running sequences in the order of the scheduling policy: the last one is the first to give way."""
         return sorted(self.running, key=self._order)
 
+    def arrange(self) -> None:
+        """Put the queue in order again if its ranks move while sequences wait."""
+        if self._order is vtc:
+            for seq in arrange(self.waiting.values()):
+                self.waiting.move_to_end(seq.seq_id)  # in place: the planners' views look at this very queue
+
     def _enqueue(self, seq: SequenceState) -> None:
         """To its place in the queue: the end or the head in nearly all cases."""
         self._move(seq, SequenceStatus.WAITING)
+        self._clients.wait(seq.client)
         waiting, rank = self.waiting, self._order(seq)
         is_last = not waiting or self._order(waiting[next(reversed(waiting))]) < rank
         is_first = bool(waiting) and rank < self._order(waiting[next(iter(waiting))])

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
+from ziggurat.scheduling.fairness import ClientShare
 from ziggurat.scheduling.protocol import Pooling, ReadRequest, SampledToken, SequenceView, StepResult
 from ziggurat.scheduling.sampling import SamplingParams
 
@@ -42,6 +43,10 @@ class EngineRequest(Protocol):
     def cache_salt(self) -> str: ...
     @property
     def expected_tokens(self) -> int | None: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def deadline_s(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,8 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     expected_tokens: int | None = None
+    client: str = ""
+    deadline_s: float | None = None
 
 
 class SequenceStatus(Enum):
@@ -80,7 +87,9 @@ class SequenceState:
         prompt_ids: shared by all continuations, not copied.
         max_tokens: output limit, cut to the context and to the pool.
         expected_tokens: how long the text is expected to be; planners of jobs set space aside for it.
+        client: the account of whoever sent the request.
         arrival: order of the request's arrival.
+        deadline_s: when the client wants it done, on the clock of ``arrival_s``; infinite if it did not say.
         since_s: when the present status began.
         num_cached: prompt tokens found in the prefix forest at the first admission.
         high_water: the most tokens that ever were computed; what is computed again below it counts as recomputed.
@@ -103,9 +112,11 @@ class SequenceState:
     priority: int
     arrival: int
     arrival_s: float
+    deadline_s: float
+    client: ClientShare
     since_s: float
     max_slots: int
-    status: SequenceStatus
+    status: SequenceStatus = SequenceStatus.PENDING
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int = 0
@@ -206,3 +217,39 @@ class SequenceState:
             max_tokens=self.max_tokens,
             expected_tokens=self.expected_tokens,
         )
+
+
+def new_family(
+    request: EngineRequest,
+    num_sequences: int,
+    *,
+    client: ClientShare,
+    max_tokens: int,
+    seed: int,
+    arrival: int,
+    now_s: float,
+    max_slots: int,
+) -> list[SequenceState]:
+    """The sequences of a new request, each with a seed of its own; attributes as in `SequenceState`."""
+    deadline_s = float("inf") if request.deadline_s is None else now_s + request.deadline_s
+    return [
+        SequenceState(
+            seq_id=f"{request.request_id}/{index}",
+            request_id=request.request_id,
+            index=index,
+            prompt_ids=request.prompt_ids,
+            params=request.params,
+            max_tokens=max_tokens,
+            expected_tokens=min(request.expected_tokens or max_tokens, max_tokens),
+            seed=derive_seed(seed, index),
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            client=client,
+            deadline_s=deadline_s,
+            arrival=arrival,
+            arrival_s=now_s,
+            since_s=now_s,
+            max_slots=max_slots,
+        )
+        for index in range(num_sequences)
+    ]

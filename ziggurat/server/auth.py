@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ziggurat.errors import ConfigError
@@ -26,6 +27,8 @@ API_PATHS = ("/v1", "/tokenize", "/detokenize")
 # Routes that change the server's state, by path; reading them (GET, HEAD) is not meant.
 ADMIN_PATHS = ("/reset_prefix_cache",)
 READING = ("GET", "HEAD")
+# Hexadecimal digits of a key's digest that name its holder (`sha256sum`): enough to tell clients apart, too few to test guesses against.
+NAME_DIGITS = 8
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
@@ -112,11 +115,13 @@ class Guard:
         if scope["type"] == "http":
             digests = self._keys.allowed(scope["method"], scope["path"])
             if digests is not None:
-                _check(scope, digests, is_admin=digests == self._keys.admin)
+                key = _check(scope, digests, is_admin=digests == self._keys.admin)
+                scope.setdefault("state", {})["client"] = f"key-{hashlib.sha256(key).hexdigest()[:NAME_DIGITS]}"
         await self._app(scope, receive, send)
 
 
-def _check(scope: Scope, digests: tuple[bytes, ...], *, is_admin: bool) -> None:
+def _check(scope: Scope, digests: tuple[bytes, ...], *, is_admin: bool) -> bytes:
+    """The key that was sent and is known."""
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     wanted = "an admin key (--admin-api-key of the server)" if is_admin else "an API key"
     if not given:
@@ -126,3 +131,10 @@ def _check(scope: Scope, digests: tuple[bytes, ...], *, is_admin: bool) -> None:
         raise InvalidApiKey("the Authorization header must be 'Bearer KEY'")
     if not is_known(key.strip(), digests):
         raise InvalidApiKey(f"the key that was sent is not {wanted} of this server")
+    return bytes(key.strip())
+
+
+def client_of(request: Request, user: str | None) -> str:
+    """Whose request it is, for fairness between clients: the holder of its key, whatever ``user`` says; on a server without keys the
+    body's ``user``; else "", which all share."""
+    return getattr(request.state, "client", None) or user or ""

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from ziggurat.engine.types import EmbedRequest, GenerateOutput
 from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, QueueFull
 from ziggurat.scheduling.protocol import Pooling
+from ziggurat.server.auth import client_of
 from ziggurat.server.body import parse_body
 from ziggurat.server.generation import ClientGone, until_disconnect
 from ziggurat.server.metrics import RequestTimer
@@ -78,7 +79,8 @@ def make_router(rooms: Rooms) -> APIRouter:
             size = sum(len(text) for text in body.input)
             prompts = await off_loop(lambda: encode_inputs(service, body), size)
         final_id = rooms.state.take_id(new_id("embd", body.request_id))
-        run = _Run(service, body, final_id, prompts, RequestTimer(rooms.metrics, num_choices=len(prompts)))
+        timer = RequestTimer(rooms.metrics, num_choices=len(prompts))
+        run = _Run(service, body, final_id, prompts, timer, client_of(request, body.user))
         try:
             vectors = await until_disconnect(request.receive, run.vectors())
         except ContextLengthExceeded as error:
@@ -129,12 +131,14 @@ class _Run:
         request_id: str,
         prompts: Sequence[Sequence[int]],
         timer: RequestTimer,
+        client: str,
     ) -> None:
         self._service = service
         self._body = body
         self._id = request_id
         self._prompts = prompts
         self._timer = timer
+        self._client = client
         self._open: dict[int, AsyncIterator[GenerateOutput]] = {}
 
     async def vectors(self) -> list[Sequence[float]]:
@@ -173,6 +177,7 @@ class _Run:
             normalize=body.normalize is not False,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            client=self._client,
         )
 
     async def _take(self, index: int) -> Sequence[float]:

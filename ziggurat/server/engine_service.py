@@ -45,6 +45,8 @@ class EngineService(EngineText):
             num_evicted_blocks=int(raw["evicted_blocks_total"]),
             num_steps=int(raw["steps_total"]),
             busy_s=raw["busy_seconds_total"],
+            num_clients=int(raw["num_clients"]),
+            jain_index=raw["jain_index"],
             kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
 

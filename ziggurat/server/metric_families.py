@@ -28,6 +28,8 @@ OURS = (
         "evicted_blocks",
         "engine_steps",
         "engine_busy_seconds",
+        "clients",
+        "jain_index",
     ),
 )
 # Buckets as vLLM has them, so that its dashboards read ours.
@@ -124,6 +126,9 @@ def _queue_metrics(labels: tuple[str, str], stats: ServiceStats) -> Iterable[Met
     reasons.add_metric((*labels, "capacity"), stats.num_waiting)
     reasons.add_metric((*labels, "deferred"), 0)
     yield reasons
+    yield _gauge("clients", "Clients that are remembered.", labels, stats.num_clients)
+    text = "How evenly clients with open requests were served, by weight: 1/n to 1."
+    yield _gauge("jain_index", text, labels, stats.jain_index)
     text = "Share of the KV pool held by requests, 0 to 1."
     yield _gauge("kv_cache_usage_perc", text, labels, stats.kv_usage_ratio)
 

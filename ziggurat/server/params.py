@@ -78,9 +78,13 @@ def _renamed(error: RequestError, body: ChatRequest | CompletionRequest) -> Requ
 
 
 def generate_requests(
-    body: ChatRequest | CompletionRequest, request_id: str, prompts: Sequence[Sequence[int]], params: SamplingParams
+    body: ChatRequest | CompletionRequest,
+    request_id: str,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    client: str = "",
 ) -> list[GenerateRequest]:
-    """One engine request per prompt; the first has the answer's own id."""
+    """One engine request per prompt; the first has the answer's own id. ``client`` is whose they are."""
     return [
         GenerateRequest(
             request_id=request_id if index == 0 else f"{request_id}/{index}",
@@ -88,6 +92,8 @@ def generate_requests(
             params=params,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            client=client,
+            deadline_s=body.deadline_s,
         )
         for index, prompt_ids in enumerate(prompts)
     ]

@@ -101,6 +101,7 @@ class CommonRequest(Strict):
     top_k: int | None = None
     min_p: float | None = None
     priority: int | None = None
+    deadline_s: float | None = Field(None, gt=0, le=86400)
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
     cache_salt: str | None = Field(None, min_length=1)
     skip_special_tokens: bool | None = None

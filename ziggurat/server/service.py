@@ -25,6 +25,7 @@ class ServiceStats:
         num_swapped_out_tokens, num_swapped_in_tokens: copied to the swap space and back instead.
         num_evicted_blocks: reusable blocks that were given up.
         busy_s: time spent in steps.
+        num_clients: clients that are remembered; jain_index: how evenly those with an open request were served, 1/n to 1.
     """
 
     num_running: int
@@ -37,6 +38,8 @@ class ServiceStats:
     num_evicted_blocks: int = 0
     num_steps: int = 0
     busy_s: float = 0.0
+    num_clients: int = 0
+    jain_index: float = 1.0
 
 
 class ModelText(Protocol):

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from ziggurat.errors import ContextLengthExceeded, UnknownModel
 from ziggurat.registry import nearest
 from ziggurat.scheduling.sampling import SamplingParams
+from ziggurat.server.auth import client_of
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.generation import ClientGone, Generation, until_disconnect
 from ziggurat.server.metrics import RequestTimer, ServerMetrics
@@ -103,7 +104,7 @@ async def answer(
     """
     service = rooms.state.ready_service()
     final_id = rooms.state.take_id(request_id)
-    requests = generate_requests(body, final_id, prompts, params)
+    requests = generate_requests(body, final_id, prompts, params, client_of(request, body.user))
     timer = RequestTimer(
         rooms.metrics,
         num_choices=len(prompts) * params.num_sequences,

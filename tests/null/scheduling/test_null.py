@@ -10,6 +10,7 @@ import pytest
 from tests.cores import drain, make_core, request, tokens_of
 from ziggurat.errors import ConfigError
 from ziggurat.scheduling.decisions import DecisionLog
+from ziggurat.scheduling.fairness import ClientShare
 from ziggurat.scheduling.null import NullExecutor
 from ziggurat.scheduling.sequence import SequenceState, SequenceStatus, derive_seed
 
@@ -117,6 +118,8 @@ def test_slices_cross_from_prompt_to_output() -> None:
         priority=0,
         arrival=0,
         arrival_s=0.0,
+        deadline_s=float("inf"),
+        client=ClientShare(name=""),
         since_s=0.0,
         max_slots=4,
         status=SequenceStatus.RUNNING,

@@ -16,7 +16,7 @@ from ziggurat.scheduling.planners import PLANNERS, resolve
 
 
 def test_the_names_are_vllms_and_misspelt_ones_are_helped() -> None:
-    assert ORDERS.names() == ["fcfs", "priority"]
+    assert ORDERS.names() == ["deadline", "fcfs", "priority", "vtc"]
     with pytest.raises(ConfigError, match="unknown scheduling policy 'priorty', did you mean 'priority'"):
         ORDERS.get("priorty")
 

@@ -33,6 +33,8 @@ class Engine(FakeEngine):
             "evicted_blocks_total": 9.0,
             "steps_total": 10.0,
             "busy_seconds_total": 1.5,
+            "num_clients": 2.0,
+            "jain_index": 0.75,
             "kv_used_bytes": 10.0,
             "kv_total_bytes": 40.0,
         }

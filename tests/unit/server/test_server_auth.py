@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,24 @@ def test_a_wrong_key_is_refused_and_not_repeated(key: str) -> None:
 def test_another_scheme_is_named(value: str) -> None:
     answer = talk(lambda client, _: client.get("/v1/models", headers={"Authorization": value}), BOTH)
     assert "Bearer KEY" in error_of(answer, 401)["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", CHAT, "/v1/embeddings"])
+def test_a_client_is_the_holder_of_the_key_whatever_it_says(path: str) -> None:
+    """Fairness is between clients: who could choose a name per request could take every turn."""
+    service = FakeService()
+    asked = {"messages": HELLO} if path == CHAT else {"input": "a"} if path == "/v1/embeddings" else {"prompt": "a"}
+
+    async def ask(config: ServerConfig, user: str | None) -> str:
+        async with client_of(create_app(service, config)) as client:
+            headers = {"Authorization": f"Bearer {ONE}"}
+            answer = await client.post(path, json={**asked, "user": user}, headers=headers)
+            assert answer.status_code == 200, answer.text
+        return service.requests[-1].client
+
+    holder = f"key-{hashlib.sha256(ONE.encode()).hexdigest()[:8]}"
+    assert [asyncio.run(ask(BOTH, user)) for user in ("alice", None)] == [holder, holder]
+    assert [asyncio.run(ask(ServerConfig(), user)) for user in ("alice", None)] == ["alice", ""]
 
 
 def test_without_keys_all_is_open() -> None:
