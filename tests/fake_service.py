@@ -9,11 +9,19 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from tests.fake_budget import FakeBudget
 from ziggurat.engine.chat_template import TemplateOptions
 from ziggurat.engine.families import Family, Thoughts
 from ziggurat.engine.grammar import GrammarSpec
 from ziggurat.engine.types import AnyRequest, EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
-from ziggurat.errors import ContextLengthExceeded, Draining, EngineError, KVCapacityExceeded, QueueFull, RequestError
+from ziggurat.errors import (
+    ContextLengthExceeded,
+    Draining,
+    EngineError,
+    KVCapacityExceeded,
+    QueueFull,
+    RequestError,
+)
 from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.server.service import ServiceStats
@@ -41,7 +49,7 @@ class AnyMask:
         return None
 
 
-class FakeService:
+class FakeService(FakeBudget):
     """Bytes are tokens 0..255, words are tokens from 256. Continuation ``i`` of a prompt of ``p`` tokens says word (p + i + step).
 
     Args:

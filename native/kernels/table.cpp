@@ -37,10 +37,11 @@ void soft_cap(const SoftCapArgs&);
 void route(const RouteArgs&);
 void grouped_linear(const GroupedArgs&);
 void combine(const CombineArgs&);
+void lora(const LoraArgs&);
 
 const KernelTable& table() {
   static const KernelTable instance = {ZG_ISA_NAME, linear, embed_rows, quantized_linear, quantized_embed, rms_norm, qkv_post,
-                                       paged_attention, gated_activation, add, soft_cap, route, grouped_linear, combine};
+                                       paged_attention, gated_activation, add, soft_cap, route, grouped_linear, combine, lora};
   return instance;
 }
 

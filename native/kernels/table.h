@@ -16,6 +16,7 @@ constexpr int kGroup = 32;  // values along K that share a scale, of quantized w
 constexpr int kGroupScratchBytes = 40;  // a group of quantized activations: 32 bytes, scale, sum (qlinear/dots.h)
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class KVFormat : int { f32 = 0, bf16 = 1, f16 = 2, q8_0 = 3, q4_0 = 4 };
 enum class Block : int { q8_0 = 3, q4_0 = 4 };  // numbers go on from DType's: a caller has one list of codes
 enum class Activation : int { silu = 0, gelu_tanh = 1 };
 
@@ -76,10 +77,10 @@ struct NormArgs {
   float eps, weight_offset;
 };
 
-// Address of an entry: base + block * block_stride + kv * kv_stride + head * head_stride + slot * D * itemsize (bytes).
+// Address of an entry: base + block * block_stride + kv * kv_stride + head * head_stride + slot * bytes of an entry.
 struct KVArgs {
   char* base;  // pool plus the layer's offset
-  DType dtype;
+  KVFormat format;
   int64_t block_size, num_kv_heads, head_dim;
   int64_t block_stride, kv_stride, head_stride;
 };
@@ -175,6 +176,29 @@ struct CombineArgs {
   bool accumulate;
 };
 
+constexpr int64_t kMaxLoraRank = 512;
+constexpr int64_t kLoraRowsPerTask = 4;
+
+struct LoraEntry {
+  int64_t first_row, num_rows;
+  const void* a;  // [rank][K]
+  const void* b;  // [rank][n]
+  int64_t rank, column, n;  // n a multiple of 8
+  DType dtype;
+  float scale;
+};
+
+struct LoraArgs {
+  const float* x;  // [T, K], K a multiple of 8
+  int64_t x_stride;
+  float* out;  // [T, N], added to
+  int64_t out_stride;
+  int64_t k;
+  const LoraEntry* entries;
+  const int64_t* task_starts;  // [E + 1]: tasks of entry e are [task_starts[e], task_starts[e + 1])
+  int64_t num_entries;
+};
+
 struct KernelTable {
   const char* isa;
   void (*linear)(const LinearArgs&);
@@ -190,6 +214,7 @@ struct KernelTable {
   void (*route)(const RouteArgs&);
   void (*grouped_linear)(const GroupedArgs&);
   void (*combine)(const CombineArgs&);
+  void (*lora)(const LoraArgs&);
 };
 
 }  // namespace zg

@@ -25,9 +25,9 @@ constexpr int64_t kExpertTaskWork = 65536;  // multiply-adds of eight lanes: som
 template <typename T>
 T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
-zg::KVArgs kv_args(uintptr_t base, int dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+zg::KVArgs kv_args(uintptr_t base, int format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
                    int64_t kv_stride, int64_t head_stride) {
-  return {at<char>(base), static_cast<zg::DType>(dtype), block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride};
+  return {at<char>(base), static_cast<zg::KVFormat>(format), block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride};
 }
 
 template <typename Item, bool kIsPacking>
@@ -101,16 +101,16 @@ void rms_norm(uintptr_t x, int64_t x_stride, uintptr_t delta, int64_t delta_stri
 
 void qkv_post(uintptr_t qkv, int64_t qkv_stride, uintptr_t positions, uintptr_t slot_mapping, uintptr_t cos, uintptr_t sin,
               int64_t num_rows, int64_t num_heads, int64_t rot_dim, uintptr_t q_norm, uintptr_t k_norm, float eps, float weight_offset,
-              uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+              uintptr_t kv_base, int kv_format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
               int64_t kv_stride, int64_t head_stride) {
   zg::kernels().qkv_post({at<float>(qkv), qkv_stride, at<int64_t>(positions), at<int64_t>(slot_mapping), at<float>(cos), at<float>(sin),
                           num_rows, num_heads, rot_dim, at<float>(q_norm), at<float>(k_norm), eps, weight_offset,
-                          kv_args(kv_base, kv_dtype, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
+                          kv_args(kv_base, kv_format, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
 }
 
 void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_stride, uintptr_t query_starts, uintptr_t first_positions,
                      uintptr_t block_tables, int64_t table_stride, int64_t num_seqs, int64_t num_heads, float scale, int64_t window,
-                     float softcap, uintptr_t kv_base, int kv_dtype, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
+                     float softcap, uintptr_t kv_base, int kv_format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t block_stride,
                      int64_t kv_stride, int64_t head_stride) {
   const int32_t* starts = at<int32_t>(query_starts);
   const int64_t heads = num_heads / num_kv_heads, tile_rows = std::max<int64_t>(1, zg::kAttentionRows / heads);
@@ -121,7 +121,7 @@ void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_s
   }
   zg::kernels().paged_attention({at<float>(q), q_stride, at<float>(out), out_stride, starts, at<int32_t>(first_positions),
                                  at<int32_t>(block_tables), table_stride, task_starts.data(), num_seqs, num_heads, tile_rows, scale, window, softcap,
-                                 kv_args(kv_base, kv_dtype, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
+                                 kv_args(kv_base, kv_format, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
 }
 
 void gated_activation(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t f, int kind) {
@@ -194,6 +194,21 @@ void select_rows(uintptr_t x, int64_t x_stride, uintptr_t rows, uintptr_t out, i
     std::memcpy(at<float>(out) + i * out_stride, at<float>(x) + at<int64_t>(rows)[i] * x_stride, static_cast<size_t>(k) * sizeof(float));
 }
 
+// Entries as int64 [E, 8]: first row, rows, address of A, address of B, rank, column, n, dtype; scales fp32 [E].
+void lora(uintptr_t x, int64_t x_stride, uintptr_t out, int64_t out_stride, int64_t k, uintptr_t entries_address, uintptr_t scales_address,
+          int64_t num_entries) {
+  const int64_t* numbers = at<int64_t>(entries_address);
+  const float* scales = at<float>(scales_address);
+  std::vector<zg::LoraEntry> entries(static_cast<size_t>(num_entries));
+  std::vector<int64_t> task_starts(static_cast<size_t>(num_entries) + 1, 0);
+  for (size_t e = 0; e < entries.size(); ++e, numbers += 8) {
+    entries[e] = {numbers[0], numbers[1], at<void>(static_cast<uintptr_t>(numbers[2])), at<void>(static_cast<uintptr_t>(numbers[3])),
+                  numbers[4], numbers[5], numbers[6], static_cast<zg::DType>(numbers[7]), scales[e]};
+    task_starts[e + 1] = task_starts[e] + (numbers[1] + zg::kLoraRowsPerTask - 1) / zg::kLoraRowsPerTask;
+  }
+  zg::kernels().lora({at<float>(x), x_stride, at<float>(out), out_stride, k, entries.data(), task_starts.data(), num_entries});
+}
+
 struct CopyJob {
   char* pool;
   const int64_t* pairs;
@@ -218,10 +233,11 @@ NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
   // An engine that is alive when the interpreter ends holds tapes; the process gives everything back.
   nb::set_leak_warnings(false);
-  m.attr("ABI") = 2;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
+  m.attr("ABI") = 3;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
   m.attr("GROUP_SCRATCH_BYTES") = zg::kGroupScratchBytes;
   m.attr("KV_TILE") = zg::kKVTile;
+  m.attr("MAX_LORA_RANK") = zg::kMaxLoraRank;
   m.def("isa", [] { return std::string(zg::kernels().isa); });
   m.def("select_isa", [](const std::string& name) { return zg::select_isa(name.c_str()); }, "name"_a);
   m.def("supported_isas", [] {
@@ -254,6 +270,7 @@ NB_MODULE(_native, m) {
   m.def("route", &zg::Recorded<&route>::call, release());
   m.def("grouped_linear", &zg::Recorded<&grouped_linear>::call, release());
   m.def("combine", &zg::Recorded<&combine>::call, release());
+  m.def("lora", &lora, release());
   m.def("select_rows", &zg::Recorded<&select_rows>::call, release());
   m.def("copy_blocks", &copy_blocks, release());
 }

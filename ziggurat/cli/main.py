@@ -32,6 +32,7 @@ VERBS = {
     "plan": "say whether a model fits a budget, and what fits",
     "show": "explain a model: architecture, bytes, tokenizer; why it is refused if it is",
     "export": "write a model as GGUF, for llama.cpp and its relatives",
+    "quantize": "write a model in 8 or 4 bits, and say what that did to its weights",
     "train": "train a model by a recipe, resumable",
     "bench": "measure latency, throughput, serving, or the highest rate that meets a target",
     "trace": "look at traces of requests, convert and sample them, size a prefix cache by them",

@@ -24,7 +24,7 @@ processes map the same libraries). Only used where neither a budget nor a runnin
 # Settings that change sizes; the others of EngineConfig change nothing here.
 _FIELDS = (
     *("dtype", "quantization", "load_format", "memory", "max_model_len", "block_size", "kv_cache_dtype"),
-    *("max_num_seqs", "max_num_batched_tokens"),
+    *("max_num_seqs", "max_num_batched_tokens", "offload_folder"),
 )
 
 
@@ -102,6 +102,9 @@ def as_json(result: Fit) -> dict[str, Any]:
         "max_num_batched_tokens": plan.limits.max_num_batched_tokens,
         "longest_context_tokens": result.longest_context_tokens,
         "largest_batch_sequences": result.largest_batch,
+        "num_layers": len(plan.layer_spans),
+        "num_streamed_layers": len(plan.streamed_layers),
+        "streamed_bytes_per_step": sum(plan.layer_spans[layer].num_bytes for layer in plan.streamed_layers),
     }
 
 
@@ -129,6 +132,9 @@ def as_text(data: dict[str, Any], *, is_default_budget: bool) -> str:
         ("longest that fits", f"{data['longest_context_tokens']:,} tokens in one sequence"),
         ("largest batch", f"{_sequences(data['largest_batch_sequences'])} of {data['max_model_len_tokens']:,} tokens"),
     ]
+    if data["num_streamed_layers"]:
+        streamed = f"{data['num_streamed_layers']} of {data['num_layers']}: {format_bytes(data['streamed_bytes_per_step'])} in every step"
+        facts.append(("read from disk", f"layers {streamed}"))
     return f"{data['model']}: {data['architecture']}\n\n{table(lines, right=(1,))}\n\n{table(facts)}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ziggurat.engine.driver import ThreadDriver
 from ziggurat.engine.handover import Handover
 from ziggurat.engine.interface import EngineInterface, ModelInfo
-from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.engine.types import AnyRequest, BudgetChange, GenerateOutput
 from ziggurat.errors import Draining, EngineError
 
 _LOG = logging.getLogger(__name__)
@@ -140,6 +140,10 @@ class AsyncEngine:
     async def reset_prefix_cache(self) -> int:
         """`EngineInterface.reset_prefix_cache`, between two steps."""
         return await asyncio.wrap_future(self._driver.call(self.engine.reset_prefix_cache))
+
+    async def set_memory(self, num_bytes: int) -> BudgetChange:
+        """`EngineInterface.set_memory`, between two steps."""
+        return await asyncio.wrap_future(self._driver.call(lambda: self.engine.set_memory(num_bytes)))
 
     async def memory(self) -> dict[str, Any]:
         """`EngineInterface.memory`, taken between two steps."""

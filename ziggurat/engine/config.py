@@ -7,6 +7,7 @@ Checking happens in `EngineConfig.__post_init__`; deriving (formats, limits, num
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ziggurat.errors import ConfigError, UnsupportedFeature
@@ -70,9 +71,12 @@ class EngineConfig:
     block_size: int = option(16, "tokens per KV block", group="memory")
     kv_cache_dtype: str = option(
         "auto",
-        "storage type of the KV cache; auto follows the weights",
+        "storage type of the KV cache; q8_0 and q4_0 take 8.5 and 4.5 bits per value; auto follows the weights",
         group="memory",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"),
+    )
+    offload_folder: Path | None = option(
+        None, "where layers that do not fit in --memory lie, packed; they are read anew in every step", group="memory"
     )
     enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
     eviction_policy: str = option("lru", "which cached beginning leaves when space is wanted", group="memory")

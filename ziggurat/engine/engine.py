@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
 from ziggurat.engine.assets import load_assets
+from ziggurat.engine.budget import change_budget
 from ziggurat.engine.calibrate import calibrate_engine
+from ziggurat.engine.checks import check_request
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
 from ziggurat.engine.embedding import finish_embedding
@@ -25,18 +27,19 @@ from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
+from ziggurat.engine.streaming import make_stream
 from ziggurat.engine.swapping import learn_costs, make_resources, make_swap_space
-from ziggurat.engine.types import EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.types import BudgetChange, EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
 from ziggurat.engine.weights import Progress, fill_weights, weight_views
-from ziggurat.errors import EngineError, RequestError
+from ziggurat.errors import EngineError
 from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.scheduling.core import EngineCore
 from ziggurat.scheduling.fairness import Clients
-from ziggurat.scheduling.order import ORDERS, check_wishes
+from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
 from ziggurat.scheduling.planners import resolve as resolve_planner
 from ziggurat.scheduling.preemption import PREEMPTION_MODES
@@ -82,12 +85,14 @@ class Engine:
         assets = load_assets(source)
         self.tokenizer, self.chat_template = assets.tokenizer, assets.template
         self.model = _model_info(config, source, resources.fit, assets.defaults)
+        self.layers = make_stream(config, source, resources)
         memory = Memory(
             weights=weight_views(self.fit.plan, resources.weights),
             workspace=resources.workspace,
             tables=resources.tables,
             pools=resources.pools,
             swap=resources.swap,
+            layers=self.layers,
         )
         self.executor = PlanExecutor(self.fit.plan, memory, ops)
         self.store = _make_store(config, resources)
@@ -125,7 +130,11 @@ class Engine:
             on_error.callback(resources.close)
             # Small parts first: a damaged tokenizer is found before gigabytes have been read.
             engine = cls(config, source, resources, ops, clock)
-            fill_weights(config, source, resources, ops, progress)
+            if engine.layers is None:
+                fill_weights(config, source, resources, ops, progress)
+            else:
+                on_error.callback(engine.layers.close)
+                engine.layers.fill(ops, progress)
             if config.is_calibrated:
                 calibrate_engine(engine)
             on_error.pop_all()
@@ -136,7 +145,7 @@ class Engine:
     def add(self, request: GenerateRequest | EmbedRequest) -> None:
         """See `EngineInterface.add`; texts to be embedded go the same way."""
         self._check_open()
-        self._check_ids(request)
+        check_request(request, self.model.vocab_size, self.config.scheduling_policy)
         arrival_s = self._clock.now()
         pooling = request.pooling if isinstance(request, EmbedRequest) else None
         with self.scores.holding(request):
@@ -207,6 +216,11 @@ class Engine:
         self.store.drop_cache()
         return num_blocks
 
+    def set_memory(self, num_bytes: int) -> BudgetChange:
+        """See `EngineInterface.set_memory`."""
+        self._check_open()
+        return change_budget(self, num_bytes)
+
     def memory(self) -> dict[str, object]:
         """See `EngineInterface.memory`; documented in `report.memory_report`."""
         self._check_open()
@@ -225,6 +239,8 @@ class Engine:
         # From the last line to the first, each even if one before it failed: what a crash left behind must not keep memory.
         with ExitStack() as parts:
             parts.callback(self.resources.close)
+            if self.layers is not None:
+                parts.callback(self.layers.close)
             parts.callback(self._drop_tensors)
             parts.callback(self.store.close)
             parts.callback(self.store.audit)
@@ -254,13 +270,6 @@ class Engine:
     def _check_open(self) -> None:
         if not self._is_open:
             raise EngineError("the engine is closed")
-
-    def _check_ids(self, request: GenerateRequest | EmbedRequest) -> None:
-        check_wishes(request, self.config.scheduling_policy)
-        size, params = self.model.vocab_size, request.params
-        _check_range(request.prompt_ids, size, "prompt", "prompt token")
-        _check_range(params.logit_bias, size, "logit_bias", "logit_bias token")
-        _check_range(params.stop_token_ids, size, "stop_token_ids", "stop token")
 
     def _note_admission(self, admission: Admission, now_s: float) -> None:
         first = self._continuations[admission.seq_id]
@@ -337,12 +346,6 @@ class Engine:
             prompt_logprobs=prompt_logprobs,
             embedding=embedding,
         )
-
-
-def _check_range(token_ids: Iterable[int], vocab_size: int, param: str, what: str) -> None:
-    for token_id in token_ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise RequestError(f"{what} {token_id!r} is not in the vocabulary (ids 0 to {vocab_size - 1})", param=param)
 
 
 def _model_info(config: EngineConfig, source: ModelSource, fit: Fit, defaults: GenerationDefaults) -> ModelInfo:

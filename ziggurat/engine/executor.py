@@ -7,18 +7,21 @@ it runs (native or torch twins) is the caller's choice; rows do not depend on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ziggurat.engine.adapters import AdapterPool
+from ziggurat.engine.binding import Call, StepBinder, Values
 from ziggurat.engine.inputs import InputBuilder, StepInputs, StepShape
 from ziggurat.engine.reading import read_prompts
 from ziggurat.engine.rotary import all_rope_tables
 from ziggurat.engine.sampler import Sampler
+from ziggurat.engine.streaming import LayerStream
 from ziggurat.engine.swapping import BlockMover
 from ziggurat.engine.tape import TapeShelf
 from ziggurat.engine.weights import arena_view
@@ -29,28 +32,10 @@ from ziggurat.kernels.ops import load_native
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import CopyOp
 from ziggurat.programs.ops import ROUTED, ROWS, TOKENS
-from ziggurat.programs.plan import (
-    ActivationStep,
-    AddStep,
-    AttentionStep,
-    CombineStep,
-    EmbedStep,
-    GroupedLinearStep,
-    LinearStep,
-    NormStep,
-    Plan,
-    QKVStep,
-    RouteStep,
-    SelectStep,
-    SoftCapStep,
-    Step,
-)
+from ziggurat.programs.plan import NormStep, Plan, SelectStep
 from ziggurat.programs.program import KVGroup
 from ziggurat.scheduling.protocol import Batch, SampledToken, SampleRequest, StepResult
 
-Values = Sequence[Tensor]
-"""Activation buffers cut to the rows of this step, by slot number."""
-Call = Callable[[Values, StepInputs], None]
 Rows = NDArray[np.float32]
 
 _MAX_TAPES = 32
@@ -66,6 +51,8 @@ class Memory:
         tables: at least ``plan.table_bytes``.
         pools: one arena per KV group.
         swap: copies of blocks of preempted sequences; None without a swap space.
+        layers: brings the weights of streamed layers to their places; None if all weights stay.
+        adapters: LoRA adapters; None serves the base model alone.
     """
 
     weights: Mapping[str, Tensor]
@@ -73,6 +60,8 @@ class Memory:
     tables: Arena
     pools: Sequence[Arena]
     swap: Arena | None = None
+    layers: LayerStream | None = None
+    adapters: AdapterPool | None = None
 
 
 class PlanExecutor:
@@ -97,8 +86,9 @@ class PlanExecutor:
         self._bases: list[tuple[Tensor, str]] = []
         self._slots = self._bind_buffers()
         split = next(i for i, step in enumerate(plan.steps) if isinstance(step, SelectStep))
-        self._body = [self._bind(step) for step in plan.steps[:split]]
-        self._head = [self._bind(step) for step in plan.steps[split:]]
+        binder = StepBinder(ops=ops, weights=memory.weights, slots=self._slots, kv=self._kv, ropes=self._ropes)
+        self._body = self._segments(split, binder)
+        self._head = [binder.bind(step) for step in plan.steps[split:]]
         # Rows, then the final norm; what follows makes logits of them.
         norms = [step for step in plan.steps[split:] if isinstance(step, NormStep)]
         self._num_hidden_calls = plan.steps[split:].index(norms[-1]) + 1
@@ -136,7 +126,8 @@ class PlanExecutor:
         self._copy(batch.copies)
         shape = self._inputs.fill(batch)
         key = (shape.num_tokens, shape.num_seqs, shape.num_rows)
-        if not self._tapes.play(key):
+        # Adapters come and go, and their addresses with them.
+        if shape.adapters or not self._tapes.play(key):
             self._compute_and_keep(shape, key)
         self._num_tokens = shape.num_tokens
         base, _ = self._bases[self._slots[self.plan.logits]]
@@ -156,7 +147,11 @@ class PlanExecutor:
 
     def _compute_and_keep(self, shape: StepShape, key: Hashable) -> None:
         # Shapes of prefills hardly ever come back; those of decodes do, thousands of times.
-        if self._library is None or shape.num_tokens > self.plan.limits.max_num_seqs:
+        # Streamed layers are waited for between calls.
+        is_kept = (
+            self._memory.layers is None and not shape.adapters and shape.num_tokens <= self.plan.limits.max_num_seqs
+        )
+        if self._library is None or not is_kept:
             self._compute(shape)
             return
         tape = self._library.Tape()
@@ -166,11 +161,43 @@ class PlanExecutor:
 
     def _compute(self, shape: StepShape) -> None:
         inputs, values = self._inputs.views(shape), self._cut(shape.num_tokens, shape.num_rows)
-        for call in self._body:
-            call(values, inputs)
+        if shape.adapters:
+            assert self._memory.adapters is not None, "an adapter was let in that nobody has"
+            inputs = replace(inputs, adapters=self._memory.adapters.entries(shape.adapters))
+        for layer, calls in self._body:
+            self._run_segment(layer, calls, values, inputs)
         if shape.num_rows:
             for call in self._head:
                 call(values, inputs)
+
+    def _run_segment(self, layer: int | None, calls: Sequence[Call], values: Values, inputs: StepInputs) -> None:
+        layers = self._memory.layers if layer is not None else None
+        try:
+            if layers is not None and layer is not None:
+                layers.acquire(layer)
+            for call in calls:
+                call(values, inputs)
+            if layers is not None and layer is not None:
+                layers.release(layer)
+        except BaseException:
+            if self._memory.layers is not None:
+                self._memory.layers.restart()
+            raise
+
+    def _segments(self, split: int, binder: StepBinder) -> list[tuple[int | None, list[Call]]]:
+        """The steps before ``split``, bound: those of a streamed layer by its number, the others between them."""
+        segments: list[tuple[int | None, list[Call]]] = []
+        layer_of = {
+            step: number
+            for number in self.plan.streamed_layers
+            for step in range(self.plan.layer_spans[number].first_step, self.plan.layer_spans[number].end_step)
+        }
+        for index, step in enumerate(self.plan.steps[:split]):
+            layer = layer_of.get(index)
+            if not segments or segments[-1][0] != layer:
+                segments.append((layer, []))
+            segments[-1][1].append(binder.bind(step))
+        return segments
 
     def _cut(self, num_tokens: int, num_rows: int) -> Values:
         counts = {TOKENS: num_tokens, ROWS: num_rows, ROUTED: num_tokens * self.plan.program.top_k}
@@ -218,166 +245,6 @@ class PlanExecutor:
                 self._bases.append((flat.view(buffer.max_rows, buffer.width), buffer.leading))
             slots[name] = known[key]
         return slots
-
-    def _bind(self, step: Step) -> Call:
-        binders: dict[type[Step], Callable[..., Call]] = {
-            EmbedStep: self._bind_embed,
-            NormStep: self._bind_norm,
-            LinearStep: self._bind_linear,
-            QKVStep: self._bind_qkv,
-            AttentionStep: self._bind_attention,
-            ActivationStep: self._bind_activation,
-            SelectStep: self._bind_select,
-            AddStep: self._bind_add,
-            SoftCapStep: self._bind_soft_cap,
-            RouteStep: self._bind_route,
-            GroupedLinearStep: self._bind_grouped_linear,
-            CombineStep: self._bind_combine,
-        }
-        return binders[type(step)](step)
-
-    def _weight(self, name: str | None) -> Tensor | None:
-        return None if name is None else self._memory.weights[name]
-
-    def _bind_embed(self, step: EmbedStep) -> Call:
-        panels, out, scale, kernel = self._weight(step.weight), self._slots[step.out], step.scale, self._ops.embed_rows
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(inputs.token_ids, panels, values[out], scale=scale)
-
-        return call
-
-    def _bind_norm(self, step: NormStep) -> Call:
-        weight, x, out = self._weight(step.weight), self._slots[step.x], self._slots[step.out]
-        eps, offset, kernel = step.eps, step.weight_offset, self._ops.rms_norm
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], weight, values[out], eps=eps, weight_offset=offset)
-
-        return call
-
-    def _bind_linear(self, step: LinearStep) -> Call:
-        panels, bias = self._weight(step.weight), self._weight(step.bias)
-        x, out, accumulate, kernel = self._slots[step.x], self._slots[step.out], step.accumulate, self._ops.linear
-        scratch = None if step.scratch is None else self._slots[step.scratch]
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            rows = None if scratch is None else values[scratch]
-            kernel(values[x], panels, values[out], bias=bias, accumulate=accumulate, scratch=rows)
-
-        return call
-
-    def _bind_qkv(self, step: QKVStep) -> Call:
-        qkv, group, kv, kernel = self._slots[step.qkv], step.group, self._kv[step.layer], self._ops.qkv_post
-        q_norm, k_norm = self._weight(step.q_norm), self._weight(step.k_norm)
-        (cos, sin), heads, eps, offset = self._ropes[step.rope], step.num_heads, step.eps, step.weight_offset
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(
-                values[qkv],
-                positions=inputs.positions,
-                slot_mapping=inputs.slots[group],
-                cos=cos,
-                sin=sin,
-                kv=kv,
-                num_heads=heads,
-                q_norm=q_norm,
-                k_norm=k_norm,
-                eps=eps,
-                weight_offset=offset,
-            )
-
-        return call
-
-    def _bind_attention(self, step: AttentionStep) -> Call:
-        qkv, out, group, kv = self._slots[step.qkv], self._slots[step.out], step.group, self._kv[step.layer]
-        heads, scale, window, kernel = step.num_heads, step.scale, step.window or 0, self._ops.paged_attention
-        softcap = step.softcap or 0.0
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(
-                values[qkv],
-                values[out],
-                query_starts=inputs.query_starts,
-                first_positions=inputs.first_positions,
-                block_tables=inputs.tables[group],
-                kv=kv,
-                num_heads=heads,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-            )
-
-        return call
-
-    def _bind_activation(self, step: ActivationStep) -> Call:
-        gate_up, out, kind = self._slots[step.gate_up], self._slots[step.out], step.function
-        kernel = self._ops.gated_activation
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[gate_up], values[out], kind=kind)
-
-        return call
-
-    def _bind_select(self, step: SelectStep) -> Call:
-        x, out, kernel = self._slots[step.x], self._slots[step.out], self._ops.select_rows
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], inputs.rows, values[out])
-
-        return call
-
-    def _bind_add(self, step: AddStep) -> Call:
-        x, delta, kernel = self._slots[step.x], self._slots[step.delta], self._ops.add
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], values[delta])
-
-        return call
-
-    def _bind_soft_cap(self, step: SoftCapStep) -> Call:
-        x, cap, kernel = self._slots[step.x], step.cap, self._ops.soft_cap
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], cap=cap)
-
-        return call
-
-    def _bind_route(self, step: RouteStep) -> Call:
-        logits, out, kernel = self._slots[step.logits], self._slots[step.out], self._ops.route
-        top_k, normalize = step.top_k, step.normalize
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[logits], values[out], top_k=top_k, normalize=normalize)
-
-        return call
-
-    def _bind_grouped_linear(self, step: GroupedLinearStep) -> Call:
-        panels, kernel = self._weight(step.weight), self._ops.grouped_linear
-        x, routing, out = self._slots[step.x], self._slots[step.routing], self._slots[step.out]
-        num_experts, top_k, is_routed = step.num_experts, step.top_k, step.is_routed
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(
-                values[x],
-                panels,
-                values[routing],
-                values[out],
-                num_experts=num_experts,
-                top_k=top_k,
-                is_routed=is_routed,
-            )
-
-        return call
-
-    def _bind_combine(self, step: CombineStep) -> Call:
-        x, routing, out = self._slots[step.x], self._slots[step.routing], self._slots[step.out]
-        top_k, accumulate, kernel = step.top_k, step.accumulate, self._ops.combine
-
-        def call(values: Values, inputs: StepInputs) -> None:
-            kernel(values[x], values[routing], values[out], top_k=top_k, accumulate=accumulate)
-
-        return call
 
 
 def _layer_bytes(group: KVGroup, head_bytes: int) -> int:

@@ -12,8 +12,8 @@ Example: two sequences, block size 4; A decodes token 5, B prefills tokens 0..2:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class StepInputs:
         query_starts, first_positions: int32 [S + 1], [S].
         tables, slots: per KV group int32 [S, B] and int64 [T].
         rows: int64 [R], rows whose logits are wanted.
+        adapters: by packed weights, what LoRA adapters add to their products (`engine.adapters`); empty without adapters.
     """
 
     token_ids: Tensor
@@ -47,16 +48,22 @@ class StepInputs:
     tables: tuple[Tensor, ...]
     slots: tuple[Tensor, ...]
     rows: Tensor
+    adapters: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """Sizes of a step, and what to sample from each of its ``num_rows`` wanted rows."""
+    """Sizes of a step, and what to sample from each of its ``num_rows`` wanted rows.
+
+    Attributes:
+        adapters: (name, first row, number of rows) of every sequence that runs with an adapter.
+    """
 
     num_tokens: int
     num_seqs: int
     num_rows: int
     samples: tuple[SampleRequest, ...]
+    adapters: tuple[tuple[str, int, int], ...] = ()
 
 
 class InputBuilder:
@@ -86,15 +93,24 @@ class InputBuilder:
         assert num_tokens <= limits.max_num_batched_tokens, f"{num_tokens} tokens in a step for {limits}"
         assert num_seqs <= limits.max_num_seqs, f"{num_seqs} sequences in a step for {limits}"
         samples: list[SampleRequest] = []
+        adapters: list[tuple[str, int, int]] = []
         end = 0
         for index, item in enumerate(batch.items):
+            if item.adapter:
+                adapters.append((item.adapter, end, len(item.token_ids)))
             end = self._place(index, item, end)
             if item.sample is not None:
                 self._rows[len(samples)] = end - 1
                 samples.append(item.sample)
         for group in range(len(self._tables)):
             self._fill_slots(group, num_tokens, num_seqs)
-        return StepShape(num_tokens=num_tokens, num_seqs=num_seqs, num_rows=len(samples), samples=tuple(samples))
+        return StepShape(
+            num_tokens=num_tokens,
+            num_seqs=num_seqs,
+            num_rows=len(samples),
+            samples=tuple(samples),
+            adapters=tuple(adapters),
+        )
 
     def views(self, shape: StepShape) -> StepInputs:
         """The arrays, cut to the shape."""

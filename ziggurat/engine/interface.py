@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ziggurat.engine.chat_template import ChatTemplate
 from ziggurat.engine.tokenizer import Tokenizer
-from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.engine.types import AnyRequest, BudgetChange, GenerateOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,14 @@ class EngineInterface(Protocol):
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no sequence holds; returns their number. Open sequences keep theirs."""
+        ...
+
+    def set_memory(self, num_bytes: int) -> BudgetChange:
+        """Another budget from now on; open requests go on. It may not be above the one that the engine was started with.
+
+        Raises:
+            DoesNotFit: the model and one request of the longest kind would not fit, or it is too large; nothing changed.
+        """
         ...
 
     def memory(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     has_pss; see `memory.machine`), ``drift`` (bytes that no lease explains, blocks per group out of circulation), ``ledger`` (rows:
     kind, owner, tier, num_bytes, peak_bytes, since_s, why, depth), ``kv`` (per group; ``wasted_bytes`` as in
     `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``, ``swap`` (slots, and tokens copied out and
-    back; None without a swap space), ``clients`` (see `Clients.rows`).
+    back; None without a swap space), ``streaming`` (see `LayerStream.report`; None if all
+    weights stay), ``clients`` (see `Clients.rows`).
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
@@ -54,6 +55,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "sequences": engine.core.snapshot()["sequences"],
         "prefix_cache": _prefix_cache(engine),
         "swap": _swap(engine),
+        "streaming": None if engine.layers is None else engine.layers.report(),
         "clients": engine.core.clients.rows(),
     }
 

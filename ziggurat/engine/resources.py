@@ -11,6 +11,7 @@ from ziggurat.clock import Clock
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.ledger import RAM, SWAP, Lease, Ledger
+from ziggurat.programs.plan import Plan
 
 BASELINE = "baseline"
 """Tier of what the process had before the model came: shown, not counted against ``--memory``."""
@@ -83,6 +84,17 @@ class Resources:
         """The planner's own reserve."""
         return self._leases["reserve"].num_bytes
 
+    def refit(self, fit: Fit) -> None:
+        """Another budget for the same Plan: the KV pool, its bookkeeping and the reserve change size; what shrinks goes first."""
+        limit = fit.request.memory_bytes
+        changes = [(row.num_bytes, self._leases[row.kind]) for row in _rows(fit)]
+        if limit > self.ledger.limit(RAM):
+            self.ledger.set_limit(RAM, limit)
+        for num_bytes, lease in sorted(changes, key=lambda change: change[0] - change[1].num_bytes):
+            lease.resize(num_bytes)
+        self.ledger.set_limit(RAM, limit)
+        self.fit = fit
+
     def close(self) -> None:
         """Give back arenas and leases and audit that nothing is left. The KV store must have been closed before."""
         if not self.is_open:
@@ -109,11 +121,17 @@ def _release_tree(lease: Lease) -> None:
     lease.release()
 
 
+def _weights_note(plan: Plan) -> str:
+    streamed, layers = len(plan.streamed_layers), len(plan.layer_spans)
+    note = f"{len(plan.weights)} packed weights"
+    return f"{note}; {streamed} of {layers} layers are read anew in every step" if streamed else note
+
+
 def _rows(fit: Fit) -> list[_Row]:
     plan, request = fit.plan, fit.request
     pool = " + ".join(str(count) for count in fit.num_blocks)
     return [
-        _Row("weights", "model", plan.weight_bytes, f"{len(plan.weights)} packed weights"),
+        _Row("weights", "model", plan.weight_bytes, _weights_note(plan)),
         _Row("workspace", "executor", plan.workspace_bytes, f"{plan.limits.max_num_batched_tokens} tokens per step"),
         _Row("tables", "executor", plan.table_bytes, f"rotary tables of {plan.limits.max_model_len} positions"),
         _Row("sampler", "executor", plan.sampler_bytes, f"one row of {plan.program.vocab_size} logits"),

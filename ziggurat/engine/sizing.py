@@ -16,7 +16,7 @@ from ziggurat.memory.overhead import overhead_bytes, overhead_of
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.checkpoint import TensorEntry, match_program, read_folder, storage_format
 from ziggurat.programs.config import load_config
-from ziggurat.programs.formats import BF16, COMPUTED_BLOCKS, FP32, FormatSpec, format_by_name
+from ziggurat.programs.formats import BF16, COMPUTED_BLOCKS, FP32, KV_FORMATS, FormatSpec, format_by_name
 from ziggurat.programs.gguf.config import config_from_gguf
 from ziggurat.programs.gguf.header import GgufHeader, is_gguf, read_gguf_header
 from ziggurat.programs.gguf.tensors import tensors_from_gguf
@@ -75,8 +75,23 @@ def _formats(
     config: EngineConfig, raw: Mapping[str, Any], tensors: Mapping[str, TensorEntry], program: Program
 ) -> Formats:
     plain = _plain_format(config, raw, tensors)
-    kv: FormatSpec = plain if config.kv_cache_dtype == "auto" else format_by_name(config.kv_cache_dtype)
+    kv: FormatSpec = plain if config.kv_cache_dtype == "auto" else KV_FORMATS[config.kv_cache_dtype]
+    _check_kv_format(program, kv)
     return Formats(weight=_quantized_format(config, tensors, program) or plain, kv=kv)
+
+
+def _check_kv_format(program: Program, kv: FormatSpec) -> None:
+    """
+    Raises:
+        UnsupportedFeature: heads whose size is no whole number of blocks.
+    """
+    for group in program.kv_groups():
+        if group.head_dim % kv.block_values:
+            raise UnsupportedFeature(
+                f"--kv-cache-dtype {kv.name} shares a scale among {kv.block_values} values, and the heads of {program.architecture} have "
+                f"{group.head_dim}: use bf16 or fp16",
+                feature="kv-cache-dtype",
+            )
 
 
 def _quantized_format(config: EngineConfig, tensors: Mapping[str, TensorEntry], program: Program) -> FormatSpec | None:
@@ -129,6 +144,7 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.fixed_num_batched_tokens,
         block_size=config.block_size,
+        can_stream=config.offload_folder is not None,
         overhead_bytes=overhead_bytes(source.folder) if header is None else overhead_of(header.header_bytes),
     )
 

@@ -24,6 +24,7 @@ class GenerateRequest:
         expected_tokens: how long the text is expected to be; None expects ``max_tokens``. For planners of jobs, never a limit.
         client: whose request it is, for fairness between clients (scheduling policy ``vtc``).
         deadline_s: seconds after its arrival when it should be done, for the scheduling policy ``deadline``; None is no hurry.
+        adapter: the LoRA adapter that it is for; "" is the base model.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class GenerateRequest:
     expected_tokens: int | None = None
     client: str = ""
     deadline_s: float | None = None
+    adapter: str = ""
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None and not self.deadline_s > 0:
@@ -48,7 +50,7 @@ class EmbedRequest:
         pooling: ``mean`` of the hidden states after the final norm, or those of the ``last`` token. A cached prefix has keys and
             values but no hidden states, so ``mean`` takes nothing from the prefix cache; ``last`` does.
         normalize: scale to length 1 (a vector of zeros stays as it is).
-        priority, cache_salt, client, deadline_s: as in `GenerateRequest`.
+        priority, cache_salt, client, deadline_s, adapter: as in `GenerateRequest`.
     """
 
     request_id: str
@@ -59,6 +61,7 @@ class EmbedRequest:
     cache_salt: str = ""
     client: str = ""
     deadline_s: float | None = None
+    adapter: str = ""
 
     params: ClassVar[SamplingParams] = SamplingParams()
     """Nothing is sampled; here so that it can pass for an `EngineRequest`."""
@@ -103,3 +106,21 @@ class GenerateOutput:
     queue_s: float | None = None
     prompt_logprobs: tuple[SampledToken, ...] = ()
     embedding: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetChange:
+    """What a change of the budget did.
+
+    Attributes:
+        before_bytes, after_bytes: ``--memory`` as it was and is.
+        num_blocks: KV blocks per group from now on.
+        num_preempted: sequences that gave up their space; they go on when there is some.
+        num_evicted_blocks: cached blocks that were forgotten.
+    """
+
+    before_bytes: int
+    after_bytes: int
+    num_blocks: tuple[int, ...]
+    num_preempted: int
+    num_evicted_blocks: int

@@ -9,6 +9,7 @@ from ziggurat.errors import UnsupportedFeature
 from ziggurat.kernels.arrays import (
     BLOCK_CODES,
     FLOAT_CODES,
+    KV_CODES,
     address,
     block_bytes,
     block_format,
@@ -25,7 +26,7 @@ from ziggurat.kernels.arrays import (
     panel_shape,
     rows,
 )
-from ziggurat.kernels.ops import Array, KVLayer
+from ziggurat.kernels.ops import MAX_LORA_RANK, Array, KVLayer
 from ziggurat.programs.formats import PANEL_WIDTH
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
@@ -43,6 +44,11 @@ def check_kv(kv: KVLayer) -> None:
             f"head size {kv.head_dim}: the attention kernels need a multiple of 8, at most {MAX_HEAD_DIM}",
             feature="head_dim",
         )
+    if kv.head_dim % kv.format.block_values:
+        raise UnsupportedFeature(
+            f"head size {kv.head_dim} is no multiple of {kv.format.block_values}: keys and values cannot be kept in {kv.format.name}",
+            feature="kv-cache-dtype",
+        )
     if not is_contiguous(kv.pool):
         raise ValueError("kv.pool: must be contiguous")
 
@@ -52,7 +58,7 @@ def kv_arguments(kv: KVLayer) -> tuple[int, ...]:
     check_kv(kv)
     return (
         address(kv.pool) + kv.layer_offset,
-        FLOAT_CODES[kv.format.name],
+        KV_CODES[kv.format.name],
         kv.block_size,
         kv.num_kv_heads,
         kv.head_dim,
@@ -60,6 +66,23 @@ def kv_arguments(kv: KVLayer) -> tuple[int, ...]:
         kv.kv_stride,
         kv.head_stride,
     )
+
+
+def check_entries(x: Array, out: Array, entries: Array, scales: Array) -> None:
+    """What both backends ask of the entries of `KernelOps.lora`.
+
+    Raises:
+        ValueError: rows, columns or ranks that the arrays do not have.
+    """
+    check(entries, "entries", "int64", (None, 8))
+    check(scales, "scales", "float32", (entries.shape[0],))
+    for first, count, _, _, rank, column, n, _ in entries.tolist():
+        if x.shape[1] % 8 or n % 8 or not 0 < rank <= MAX_LORA_RANK:
+            raise ValueError(
+                f"lora: K {x.shape[1]} and n {n} must be multiples of 8, rank {rank} at most {MAX_LORA_RANK}"
+            )
+        if first < 0 or count < 0 or first + count > x.shape[0] or column < 0 or column + n > out.shape[1]:
+            raise ValueError(f"lora: rows [{first}, {first + count}), columns [{column}, {column + n}) lie outside")
 
 
 class NativeOps:
@@ -291,6 +314,13 @@ class NativeOps:
             k,
             n,
         )
+
+    def lora(self, x: Array, out: Array, entries: Array, scales: Array) -> None:
+        """See `KernelOps.lora`."""
+        check_entries(x, out, entries, scales)
+        k, count = x.shape[1], entries.shape[0]
+        places = address(x), rows(x, "x"), address(out), rows(out, "out", x.shape[0])
+        self._lib.lora(*places, k, address(entries), address(scales), count)
 
     def combine(self, x: Array, routing: Array, out: Array, *, top_k: int, accumulate: bool = False) -> None:
         """See `KernelOps.combine`."""

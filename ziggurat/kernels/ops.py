@@ -22,8 +22,10 @@ from ziggurat.registry import nearest
 __all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
-_ABI = 2
+_ABI = 3
 """Of native/module/module.cpp; raised there and here when a signature changes."""
+
+MAX_LORA_RANK = 512
 
 Array = Any
 """A torch CPU tensor or a numpy array."""
@@ -34,14 +36,15 @@ class KVLayer:
     """Where one layer's keys and values lie in a block-major pool.
 
     The entry of token slot ``o`` of block ``b``, KV head ``h``, part ``p`` (0 key, 1 value) starts at byte
-    ``b * block_stride + layer_offset + p * kv_stride + h * head_stride + o * head_dim * itemsize`` of ``pool``.
+    ``b * block_stride + layer_offset + p * kv_stride + h * head_stride + o * (bytes of an entry)`` of ``pool``.
 
     Attributes:
         pool: the arena that holds all blocks of this group; any dtype, contiguous.
-        format: storage of the entries: fp32, bf16 or fp16.
+        format: storage of the entries: fp32, bf16, fp16, or q8_0 and q4_0, whose entries are blocks of 32 values with a scale and are
+            quantized as they are written (native/kernels/attention/entries.h).
         block_size: tokens per block.
-        num_kv_heads, head_dim: shape of an entry; ``head_dim`` is a multiple of 8.
-        block_stride, layer_offset, kv_stride, head_stride: bytes, multiples of the entry's item size.
+        num_kv_heads, head_dim: shape of an entry; ``head_dim`` is a multiple of 8, and of 32 for quantized formats.
+        block_stride, layer_offset, kv_stride, head_stride: bytes, multiples of the item size of plain formats.
     """
 
     pool: Array
@@ -238,6 +241,20 @@ class KernelOps(Protocol):
 
     def combine(self, x: Array, routing: Array, out: Array, *, top_k: int, accumulate: bool = False) -> None:
         """``out[t] = sum over j of probability[t, j] * x[t * top_k + j] (+ out[t])``, j rising; x fp32 [T * top_k, K], out fp32 [T, K]."""
+        ...
+
+    def lora(self, x: Array, out: Array, entries: Array, scales: Array) -> None:
+        """``out[row, column : column + n] += scale * (x[row] @ A.T) @ B`` for the rows of every entry: adapters of any rank side by side.
+
+        Entries that share rows must write different columns.
+
+        Args:
+            x: fp32 [T, K], K a multiple of 8.
+            out: fp32 [T, N].
+            entries: int64 [E, 8]: first row, number of rows, address of A [rank, K], address of B [rank, n], rank (at most
+                `MAX_LORA_RANK`), column, n (a multiple of 8), dtype of A and B (0 fp32, 1 bf16, 2 fp16). The caller keeps A and B alive.
+            scales: fp32 [E].
+        """
         ...
 
     def select_rows(self, x: Array, rows: Array, out: Array) -> None:

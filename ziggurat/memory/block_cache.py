@@ -178,6 +178,18 @@ class BlockCache:
             if node.parent is not None:
                 self.forest.prune(node)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Blocks per group that there is address space for."""
+        return tuple(pool.size for pool in self.pools)
+
+    def resize(self, num_blocks: Sequence[int]) -> list[list[int]]:
+        """Change the size of every pool; cached blocks leave where they must. Returns, per group, the blocks that retire."""
+        for group, (pool, total) in enumerate(zip(self.pools, num_blocks, strict=True)):
+            while pool.total - pool.num_free > total:
+                self.num_evicted_blocks += self._evict(group)
+        return [pool.resize(total) for pool, total in zip(self.pools, num_blocks, strict=True)]
+
     def evict_all(self) -> None:
         """Forget every cached block that nobody holds."""
         for group, policy in enumerate(self._policies):

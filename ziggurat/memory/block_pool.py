@@ -6,7 +6,8 @@ A block is in exactly one of these states::
     [0, frontier)      used    some sequence holds a reference
                        cached  nobody does, but a forest node keeps it for reuse
                        free    on the free list
-    [frontier, total)  free    never used: no memory was touched for it, and nothing is stored about it
+                       retired out of circulation; its pages are given back
+    [frontier, ..)     free    never used: no memory was touched for it, and nothing is stored about it
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ class BlockPool:
     """Reference counts and the free list of one group. A pool costs nothing until its blocks are taken.
 
     Attributes:
+        total: blocks in circulation.
+        size: blocks that there is address space for; ``total`` may change up to it.
+        retired: blocks out of circulation that were used once.
         refs: references per block below the frontier.
         nodes: the forest node that keeps the block, or None.
         payers: id of the sequence whose lease the block's bytes are in, or None for the shared one.
@@ -27,7 +31,8 @@ class BlockPool:
 
     def __init__(self, total: int) -> None:
         assert total >= 0, f"a pool of {total} blocks"
-        self.total = total
+        self.total = self.size = total
+        self.retired: list[int] = []
         self.refs: list[int] = []
         self.nodes: list[PrefixNode | None] = []
         self.payers: list[str | None] = []
@@ -38,7 +43,7 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that hold nothing."""
-        return self.total - len(self.refs) + len(self.free_list)
+        return self.total - len(self.refs) + len(self.retired) + len(self.free_list)
 
     @property
     def num_available(self) -> int:
@@ -49,6 +54,22 @@ class BlockPool:
     def num_shared(self) -> int:
         """Blocks in use or cached whose bytes no single sequence pays for."""
         return self.total - self.num_free - self.num_charged
+
+    def resize(self, total: int) -> list[int]:
+        """Change how many blocks are in circulation; what is used or cached now must fit. Returns the blocks that retire, whose pages
+        can be given back; blocks that were never used have none."""
+        assert self.total - self.num_free <= total <= self.size, f"{total} blocks do not hold what is there"
+        while self.retired and self.total < total:
+            self.free_list.append(self.retired.pop())
+            self.total += 1
+        # Never used blocks go first and come last: they cost nothing.
+        num_unused = self.total - len(self.refs) + len(self.retired)
+        num_retired = max(0, self.total - total - num_unused)
+        retiring = self.free_list[:num_retired]
+        del self.free_list[:num_retired]
+        self.retired += retiring
+        self.total = total
+        return retiring
 
     def take(self, payer: str) -> int:
         """A free block with one reference: the one freed last (its pages are warm), else the first never used one."""

@@ -18,6 +18,7 @@ from ziggurat.programs.formats import FORMATS, FP32
 from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits, Plan
 from ziggurat.programs.program import KVGroup, Program
+from ziggurat.programs.streaming import place_bytes, streamed
 from ziggurat.units import format_bytes
 
 RESERVE_RATIO = 0.03
@@ -37,6 +38,7 @@ class SizeRequest:
 
     Attributes:
         memory_bytes: the budget over the baseline.
+        can_stream: weights that do not fit may be read from a file in every step.
         overhead_bytes: calibrated lease for what is not in arenas: tokenizer, Python objects, allocator slack.
     """
 
@@ -46,6 +48,7 @@ class SizeRequest:
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     overhead_bytes: int = 0
+    can_stream: bool = False
 
     @property
     def usable_bytes(self) -> int:
@@ -126,10 +129,33 @@ def _step_candidates(request: SizeRequest) -> list[tuple[int, int]]:
 def fit(program: Program, formats: Formats, request: SizeRequest) -> Fit:
     """Sizes everything inside the budget.
 
+    With ``can_stream``, layers that do not fit at the full context length are streamed: the KV pool gets one full-length sequence, and of
+    what is left half goes to layers that stay and half to the pool.
+
     Raises:
         DoesNotFit: not even the smallest step fits; the message names the smallest change that would do.
     """
     wanted = request.max_model_len or program.max_position
+    longest, plan, smallest = _best_step(program, formats, request, wanted, can_stream=False)
+    if request.can_stream and longest < wanted:
+        longest, plan, smallest = _best_step(program, formats, request, wanted, can_stream=True)
+    # One block is the least that makes sense; a fixed context length is never lowered behind the user's back.
+    if longest < (wanted if request.max_model_len else min(request.block_size, wanted)):
+        raise _does_not_fit(program, formats, request, smallest, longest)
+    if longest < wanted:
+        limits = replace(plan.limits, max_model_len=longest)
+        is_streamed = bool(plan.streamed_layers)
+        plan = lower(program, formats, limits)
+        plan = streamed(plan, 0) if is_streamed else plan
+    if plan.streamed_layers:
+        plan = _keep_layers(lower(program, formats, plan.limits), plan, request)
+    return _with_pool(plan, request, longest)
+
+
+def _best_step(
+    program: Program, formats: Formats, request: SizeRequest, wanted: int, *, can_stream: bool
+) -> tuple[int, Plan, Plan]:
+    """(the longest context that fits, the Plan with the largest step that has it, the Plan with the smallest step)."""
     best: tuple[int, Plan] | None = None
     smallest: Plan | None = None
     for tokens, seqs in _step_candidates(request):
@@ -137,20 +163,21 @@ def fit(program: Program, formats: Formats, request: SizeRequest) -> Fit:
             max_model_len=wanted, max_num_seqs=seqs, max_num_batched_tokens=tokens, block_size=request.block_size
         )
         plan = lower(program, formats, limits)
-        smallest = plan
+        smallest = plan = streamed(plan, 0) if can_stream else plan
         longest = _longest_context(plan, request, wanted)
         if best is None or longest > best[0]:
             best = (longest, plan)
         if longest == wanted:
             break
     assert best is not None and smallest is not None
-    longest, plan = best
-    # One block is the least that makes sense; a fixed context length is never lowered behind the user's back.
-    if longest < (wanted if request.max_model_len else min(request.block_size, wanted)):
-        raise _does_not_fit(program, formats, request, smallest, longest)
-    if longest < wanted:
-        plan = lower(program, formats, replace(plan.limits, max_model_len=longest))
-    return _with_pool(plan, request, longest)
+    return *best, smallest
+
+
+def _keep_layers(whole: Plan, plan: Plan, request: SizeRequest) -> Plan:
+    """As many resident layers as half of what one sequence leaves free holds."""
+    longest = plan.limits.max_model_len
+    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes - sequence_bytes(plan, longest)
+    return streamed(whole, max(0, left // 2) // place_bytes(whole))
 
 
 def _with_pool(plan: Plan, request: SizeRequest, max_model_len: int) -> Fit:
@@ -182,6 +209,36 @@ def _longest_in_pool(plan: Plan, num_blocks: tuple[int, ...]) -> int:
     return limit
 
 
+def refit(fit: Fit, memory_bytes: int, max_blocks: tuple[int, ...]) -> Fit:
+    """The same Plan inside another budget: only the KV pool, its bookkeeping and the reserve change.
+
+    Args:
+        max_blocks: per group, what address space was taken for.
+
+    Raises:
+        DoesNotFit: one sequence of max_model_len would not fit any more, or the pool would be larger than the one that was made.
+    """
+    plan, longest = fit.plan, fit.plan.limits.max_model_len
+    least = smallest_budget(plan, fit.request.overhead_bytes, longest)
+    if memory_bytes < least:
+        raise DoesNotFit(
+            f"a budget of {format_bytes(memory_bytes)} ({memory_bytes} bytes) does not hold the model and one request of {longest} tokens: "
+            f"{format_bytes(least)} ({least} bytes) is the least",
+            needed_bytes=least,
+            available_bytes=memory_bytes,
+        )
+    other = _with_pool(plan, replace(fit.request, memory_bytes=memory_bytes), longest)
+    if any(count > most for count, most in zip(other.num_blocks, max_blocks, strict=True)):
+        raise DoesNotFit(
+            f"a budget of {format_bytes(memory_bytes)} ({memory_bytes} bytes) is more than this engine was started with: its KV pool has "
+            f"address space for {' + '.join(map(str, max_blocks))} blocks, not {' + '.join(map(str, other.num_blocks))}; start it with "
+            "the most it may ever have and lower that while it runs",
+            needed_bytes=memory_bytes,
+            available_bytes=fit.request.memory_bytes,
+        )
+    return other
+
+
 def smallest_budget(plan: Plan, overhead_bytes: int, num_tokens: int) -> int:
     """The smallest ``--memory`` with which one sequence of ``num_tokens`` runs under this plan's step size."""
     fixed = plan.fixed_bytes() - plan.table_bytes + _table_bytes(plan, num_tokens)
@@ -194,6 +251,8 @@ def _does_not_fit(program: Program, formats: Formats, request: SizeRequest, plan
     wanted = request.max_model_len or min(request.block_size, program.max_position)
     needed = smallest_budget(plan, request.overhead_bytes, wanted)
     changes = [f"raise --memory to {needed} ({format_bytes(needed)})"]
+    if not request.can_stream and _longest_context(streamed(plan, 0), request, wanted) >= wanted:
+        changes.insert(0, "--offload-folder FOLDER, to read layers from disk in every step")
     if longest >= min(request.block_size, wanted):
         changes.insert(0, f"lower --max-model-len to {longest}")
     half = next(fmt for fmt in FORMATS.values() if fmt.bits == 16)

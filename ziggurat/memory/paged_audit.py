@@ -61,9 +61,12 @@ def _audit_pool(group: int, pool: BlockPool, sequences: Iterable[OpenSequence]) 
         charged = sum(payer == seq.seq_id for payer in pool.payers)
         assert charged == seq.num_charged[group], f"group {group}: {seq.seq_id} pays for {charged} blocks"
     names = {seq.seq_id for seq in sequences}
-    assert len(pool.refs) == len(pool.nodes) == len(pool.payers) <= pool.total, f"group {group}: frontier"
-    free = set(pool.free_list)
-    assert len(free) == len(pool.free_list), f"group {group}: a block is free twice"
+    assert len(pool.refs) == len(pool.nodes) == len(pool.payers) <= pool.total + len(pool.retired) <= pool.size, (
+        f"group {group}: frontier"
+    )
+    idle = [*pool.free_list, *pool.retired]
+    free = set(idle)
+    assert len(free) == len(idle), f"group {group}: a block is free or retired twice"
     num_cached = 0
     for block, refs in enumerate(pool.refs):
         where = f"group {group}, block {block}"

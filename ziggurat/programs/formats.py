@@ -64,6 +64,8 @@ def scratch_width(in_features: int) -> int:
 
 
 FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16)}
+KV_FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16, Q8_0, Q4_0)}
+"""What keys and values can be kept in."""
 _ALIASES = {"float32": FP32, "float": FP32, "bfloat16": BF16, "float16": FP16, "half": FP16}
 
 

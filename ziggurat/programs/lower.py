@@ -39,6 +39,7 @@ from ziggurat.programs.plan import (
     Step,
 )
 from ziggurat.programs.program import Program
+from ziggurat.programs.streaming import layer_spans
 from ziggurat.units import round_up
 
 # One row of logits as a sorted copy, its order and a probability array, in fp64 and int64: numpy's working set per row.
@@ -60,6 +61,7 @@ class _Lowering:
         self.program = program
         self.packing = Packing(program, formats.weight)
         self.steps: list[Step] = []
+        self.layer_starts: list[tuple[int, int]] = []  # see `streaming.layer_spans`
         self.shapes: dict[str, tuple[str, int]] = {}
         self.uses: dict[str, list[int]] = {}
         self.buffer_of: dict[str, str] = {}
@@ -95,6 +97,7 @@ class _Lowering:
         for index, op in enumerate(self.ops):
             if id(op) in layer_starts:
                 self.packing.align()
+                self.layer_starts.append((len(self.steps), self.packing.end))
             if index not in self.done:
                 self.lower_op(index, op)
 
@@ -386,6 +389,7 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
         steps=tuple(low.steps),
         weights=low.packing.weights,
         weight_bytes=round_up(low.packing.end, PAGE_BYTES),
+        layer_spans=layer_spans(low.layer_starts),
         buffers=buffers,
         workspace_bytes=round_up(workspace_bytes, PAGE_BYTES),
         kv_format=formats.kv,

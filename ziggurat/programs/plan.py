@@ -213,12 +213,29 @@ class SelectStep(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpan:
+    """One layer: its steps ``[first_step, end_step)``, and the bytes of its weights, whole pages.
+
+    Attributes:
+        offset: in the weight arena; of a layer that is streamed, where it is while it computes, in a place that it shares.
+        is_streamed: its bytes are read anew in every step.
+    """
+
+    first_step: int
+    end_step: int
+    offset: int
+    num_bytes: int
+    is_streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What one engine executes and how many bytes it takes.
 
     Attributes:
         steps: in execution order.
         weights: packed weights by name; ``weight_bytes`` is the arena that holds them.
+        layer_spans: the layers in order.
         buffers: activations by name; ``workspace_bytes`` is the arena they share.
         kv_format: storage format of keys and values.
         table_bytes: rotary tables.
@@ -231,12 +248,18 @@ class Plan:
     steps: tuple[Step, ...]
     weights: dict[str, PackedWeight]
     weight_bytes: int
+    layer_spans: tuple[LayerSpan, ...]
     buffers: dict[str, Buffer]
     workspace_bytes: int
     kv_format: FormatSpec
     table_bytes: int
     sampler_bytes: int
     logits: str
+
+    @property
+    def streamed_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that are read anew in every step (`programs.streaming`)."""
+        return tuple(number for number, span in enumerate(self.layer_spans) if span.is_streamed)
 
     def kv_bytes_per_token(self, group: KVGroup | None = None) -> int:
         """Bytes that one token takes in one KV group, or in all of them."""

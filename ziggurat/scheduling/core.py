@@ -178,6 +178,10 @@ class EngineCore:
         self._ended_outside += finished
         return tuple(finished)
 
+    def make_room(self, num_blocks: Sequence[int]) -> list[str]:
+        """See `Roster.make_room`; between two steps."""
+        return self._roster.make_room(num_blocks)
+
     # ---- what can be seen
 
     @property
@@ -389,10 +393,4 @@ class EngineCore:
         ended = [*self._ended_outside, *output.finished]
         self._ended_outside = []
         if self.log is not None:
-            self.log.append(
-                step=output.step,
-                preempted=output.preempted,
-                admitted=((entry.seq_id, entry.num_cached_tokens) for entry in output.admitted),
-                chunks=((item.seq_id, item.start, len(item.token_ids)) for item in batch.items),
-                finished=((entry.seq_id, entry.reason) for entry in ended),
-            )
+            self.log.file(output, batch, ended)

@@ -8,6 +8,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ziggurat.scheduling.outputs import Finished, StepOutput
+from ziggurat.scheduling.protocol import Batch
+
 Record = dict[str, Any]
 
 
@@ -23,6 +26,16 @@ class DecisionLog:
         self._records: list[Record] = []
         self._hash = hashlib.blake2b(digest_size=16)
         self._length = 0
+
+    def file(self, output: StepOutput, batch: Batch, ended: Iterable[Finished]) -> None:
+        """File a step of the core; ``ended`` are the sequences that ended since the step before, in it or from outside."""
+        self.append(
+            step=output.step,
+            preempted=output.preempted,
+            admitted=((entry.seq_id, entry.num_cached_tokens) for entry in output.admitted),
+            chunks=((item.seq_id, item.start, len(item.token_ids)) for item in batch.items),
+            finished=((entry.seq_id, entry.reason) for entry in ended),
+        )
 
     def append(
         self,

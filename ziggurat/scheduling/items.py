@@ -32,4 +32,5 @@ def batch_item(seq: SequenceState, num_tokens: int, store: KVStore, eos_ids: tup
         kv=store.view(seq.seq_id),
         sample=sample,
         read=seq.read_request(num_tokens),
+        adapter=seq.adapter,
     )

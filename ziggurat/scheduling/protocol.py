@@ -203,6 +203,7 @@ class BatchItem:
         kv: its tables; space for the chunk is already there.
         sample: how to sample after the chunk, or None when the prompt is not finished by it, or nothing is ever sampled.
         read: what to read off the chunk's rows, if anything.
+        adapter: the LoRA adapter that its rows run with; "" is none.
     """
 
     seq_id: str
@@ -211,6 +212,7 @@ class BatchItem:
     kv: KVView
     sample: SampleRequest | None
     read: ReadRequest | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,6 +110,15 @@ class Roster:
         self._counters.preemptions += 1
         self._enqueue(seq)
 
+    def make_room(self, num_blocks: Sequence[int]) -> list[str]:
+        """Preempt from the end of the order until what sequences hold fits into so many blocks per group; returns who gave way."""
+        gone = []
+        while any(stats.used > most for stats, most in zip(self._store.stats(), num_blocks, strict=True)):
+            last = self.by_rank()[-1]
+            self.preempt(last)
+            gone.append(last.seq_id)
+        return gone
+
     def restore(self, seq_id: str) -> None:
         """What an admitted sequence has in the swap space comes back. Everybody of the step is open by now, so nothing that somebody
         counts on is evicted for it."""

@@ -47,6 +47,8 @@ class EngineRequest(Protocol):
     def client(self) -> str: ...
     @property
     def deadline_s(self) -> float | None: ...
+    @property
+    def adapter(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Request:
     expected_tokens: int | None = None
     client: str = ""
     deadline_s: float | None = None
+    adapter: str = ""
 
 
 class SequenceStatus(Enum):
@@ -93,6 +96,7 @@ class SequenceState:
         since_s: when the present status began.
         num_cached: prompt tokens found in the prefix forest at the first admission.
         high_water: the most tokens that ever were computed; what is computed again below it counts as recomputed.
+        adapter: the LoRA adapter that its steps run with; "" is none. Part of ``cache_salt``.
         children: continuations that wait for this one to finish the prompt; empty after the fork.
         max_slots: the cap of `num_slots`.
         reading: what is read off its prompt's rows: log-probabilities, or an embedding (then nothing is sampled).
@@ -117,6 +121,7 @@ class SequenceState:
     since_s: float
     max_slots: int
     status: SequenceStatus = SequenceStatus.PENDING
+    adapter: str = ""
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int = 0
@@ -219,6 +224,11 @@ class SequenceState:
         )
 
 
+def salt_of(request: EngineRequest) -> str:
+    """Who may share a prefix: requests of the same salt and the same adapter, whose KV is the same."""
+    return f"{request.cache_salt}\0{request.adapter}" if request.adapter else request.cache_salt
+
+
 def new_family(
     request: EngineRequest,
     num_sequences: int,
@@ -242,7 +252,8 @@ def new_family(
             max_tokens=max_tokens,
             expected_tokens=min(request.expected_tokens or max_tokens, max_tokens),
             seed=derive_seed(seed, index),
-            cache_salt=request.cache_salt,
+            cache_salt=salt_of(request),
+            adapter=request.adapter,
             priority=request.priority,
             client=client,
             deadline_s=deadline_s,

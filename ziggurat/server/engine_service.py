@@ -8,7 +8,7 @@ from typing import Any
 
 from ziggurat.engine.async_engine import AsyncEngine
 from ziggurat.engine.interface import EngineInterface
-from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.engine.types import AnyRequest, BudgetChange, GenerateOutput
 from ziggurat.server.engine_text import EngineText
 from ziggurat.server.service import ServiceStats
 
@@ -49,6 +49,10 @@ class EngineService(EngineText):
             jain_index=raw["jain_index"],
             kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
+
+    async def set_memory(self, num_bytes: int) -> BudgetChange:
+        """See `Service.set_memory`."""
+        return await self._async.set_memory(num_bytes)
 
     async def memory(self) -> dict[str, Any]:
         """See `Service.memory`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ziggurat.server.budget import BudgetRequest
 from ziggurat.server.embeddings import EmbeddingRequest
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 from ziggurat.server.tokens import DetokenizeRequest, TokenizeRequest
@@ -18,7 +19,9 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/memory": BudgetRequest,
 }
+PUT_PATHS = ("/memory",)
 
 
 def with_bodies(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -32,7 +35,8 @@ def with_bodies(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, An
             components.update(schema.pop("$defs", {}))
             components[model.__name__] = schema
             content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-            document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+            operation = document["paths"][path]["put" if path in PUT_PATHS else "post"]
+            operation["requestBody"] = {"required": True, "content": content}
         return document
 
     return openapi

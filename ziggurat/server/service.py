@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ziggurat.engine.chat_template import TemplateOptions
 from ziggurat.engine.families import Family, Thoughts
 from ziggurat.engine.grammar import GrammarSpec
-from ziggurat.engine.types import AnyRequest, GenerateOutput
+from ziggurat.engine.types import AnyRequest, BudgetChange, GenerateOutput
 from ziggurat.scheduling.masks import LogitsMask
 
 
@@ -114,6 +114,15 @@ class Service(ModelText, Protocol):
         """Forget every cached block that no request holds; returns their number.
 
         Raises:
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def set_memory(self, num_bytes: int) -> BudgetChange:
+        """Another budget from now on; open requests go on.
+
+        Raises:
+            DoesNotFit: too small for the model and one long request, or more than the engine was started with; nothing changed.
             EngineError: the engine has failed.
         """
         ...

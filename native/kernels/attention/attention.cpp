@@ -6,7 +6,7 @@
 //   position   0 .. 63 | 64 .. 127 | 128 .. 191 | ..        row at position i sees [max(0, i - window + 1), i]
 //   row i      [ tile  |   tile    |  tile lo..hi )          lo and hi are the visible span inside a tile
 //
-// A tile is widened to fp32 once for all rows of a task: its keys as four panels of sixteen (the layout of linear/tile.h, whose
+// A tile is widened to fp32 (quantized entries are decoded, attention/entries.h) once for all rows of a task: its keys as four panels of sixteen (the layout of linear/tile.h, whose
 // register tiles multiply here too), its values row by row. For each row and tile: scores (one chain of multiply-adds per key, over
 // the head's elements from 0 upwards), maximum, exponentials, and the weighted sum of the values in the order of the keys; the running
 // maximum, sum and output are rescaled as in online softmax (Milakov and Gimelshein, arXiv 1805.02867). Every step depends on the row's
@@ -14,6 +14,7 @@
 // span are never multiplied, so what lies in slots that were not written yet (or in a neighbour's poisoned row) cannot leak in.
 //
 // A sequence's tasks are not split along the keys: a long lone decode uses as many threads as there are KV heads.
+#include "kernels/attention/entries.h"
 #include "kernels/attention/transpose.h"
 #include "kernels/linear/tile.h"
 #include "kernels/parallel.h"
@@ -49,6 +50,7 @@ struct Tile {
 struct Scratch {
   float keys[kKVTile * kMaxHeadDim];    // [panel][element][16]
   float values[kKVTile * kMaxHeadDim];  // [key][element], rows padded to whole panels
+  float decoded[kPanelWidth * kMaxHeadDim];  // quantized keys on their way to a panel
 };
 
 inline int64_t value_stride(int64_t d) { return (d + kPanelWidth - 1) / kPanelWidth * kPanelWidth; }
@@ -172,10 +174,10 @@ void locate(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64
   int64_t block = first / kv.block_size, slot = first % kv.block_size;
   const char* head = kv.base + kv_head * kv.head_stride;
   const T* entries = reinterpret_cast<const T*>(head + table[block] * kv.block_stride);
-  const int64_t to_values = kv.kv_stride / static_cast<int64_t>(sizeof(T));
+  const int64_t entry = kv.head_dim / kEntryValues<T>;
   for (int j = tile.first; j < tile.last; ++j) {
-    tile.keys[j] = entries + slot * kv.head_dim;
-    tile.values[j] = tile.keys[j] + to_values;
+    tile.keys[j] = entries + slot * entry;
+    tile.values[j] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(tile.keys[j]) + kv.kv_stride);
     if (++slot == kv.block_size && j + 1 < tile.last) {
       slot = 0;
       entries = reinterpret_cast<const T*>(head + table[++block] * kv.block_stride);
@@ -186,13 +188,31 @@ void locate(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64
 }
 
 template <typename T>
+void key_panel(const T* const* keys, int64_t d, Scratch&, float* panel) {
+  panel_of_rows<T>(keys, d, panel);
+}
+
+// Sixteen rows are decoded side by side first.
+template <typename T>
+void quantized_panel(const T* const* keys, int64_t d, Scratch& scratch, float* panel) {
+  const float* rows[kPanelWidth];
+  for (int j = 0; j < kPanelWidth; ++j) {
+    rows[j] = scratch.decoded + j * d;
+    expand_entry(keys[j], d, scratch.decoded + j * d);
+  }
+  panel_of_rows<float>(rows, d, panel);
+}
+void key_panel(const KVQ8* const* keys, int64_t d, Scratch& scratch, float* panel) { quantized_panel(keys, d, scratch, panel); }
+void key_panel(const KVQ4* const* keys, int64_t d, Scratch& scratch, float* panel) { quantized_panel(keys, d, scratch, panel); }
+
+template <typename T>
 void widen(const Tile<T>& tile, int64_t d, Scratch& scratch) {
   const int64_t stride = value_stride(d);
   for (int panel = tile.first / kPanelWidth; panel * kPanelWidth < tile.last; ++panel)
-    panel_of_rows<T>(tile.keys + panel * kPanelWidth, d, scratch.keys + panel * kPanelWidth * d);
+    key_panel(tile.keys + panel * kPanelWidth, d, scratch, scratch.keys + panel * kPanelWidth * d);
   for (int j = tile.first; j < tile.last; ++j) {
     float* value = scratch.values + j * stride;
-    for (int64_t i = 0; i < d; i += 8) store8(value + i, load8(tile.values[j] + i));
+    expand_entry(tile.values[j], d, value);
     if (d < stride) store8(value + d, zero8());
   }
 }
@@ -200,11 +220,11 @@ void widen(const Tile<T>& tile, int64_t d, Scratch& scratch) {
 // Blocks of a sequence lie anywhere, so the hardware cannot guess which comes next; the block table can tell.
 template <typename T>
 void fetch(const Tile<T>& tile, int64_t d) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t entry_bytes = d / kEntryValues<T> * static_cast<int64_t>(sizeof(T));
   for (int j = tile.first; j < tile.last; ++j) {
-    for (int64_t i = 0; i < d; i += kLine) {
-      __builtin_prefetch(tile.keys[j] + i, 0, 2);
-      __builtin_prefetch(tile.values[j] + i, 0, 2);
+    for (int64_t i = 0; i < entry_bytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(tile.keys[j]) + i, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(tile.values[j]) + i, 0, 2);
     }
   }
 }
@@ -271,10 +291,12 @@ void task(const AttentionArgs& a, int64_t index) {
 
 void paged_attention(const AttentionArgs& a) {
   const int64_t num_tasks = a.task_starts[a.num_seqs];
-  switch (a.kv.dtype) {
-    case DType::f32: return for_tasks(num_tasks, [&](int64_t i) { task<float>(a, i); });
-    case DType::bf16: return for_tasks(num_tasks, [&](int64_t i) { task<bf16>(a, i); });
-    case DType::f16: return for_tasks(num_tasks, [&](int64_t i) { task<f16>(a, i); });
+  switch (a.kv.format) {
+    case KVFormat::f32: return for_tasks(num_tasks, [&](int64_t i) { task<float>(a, i); });
+    case KVFormat::bf16: return for_tasks(num_tasks, [&](int64_t i) { task<bf16>(a, i); });
+    case KVFormat::f16: return for_tasks(num_tasks, [&](int64_t i) { task<f16>(a, i); });
+    case KVFormat::q8_0: return for_tasks(num_tasks, [&](int64_t i) { task<KVQ8>(a, i); });
+    case KVFormat::q4_0: return for_tasks(num_tasks, [&](int64_t i) { task<KVQ4>(a, i); });
   }
 }
 

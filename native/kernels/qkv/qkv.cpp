@@ -2,6 +2,7 @@
 // What happens between the fused projection and attention, row by row:
 //
 //   [ q heads | k heads | v heads ]   norm per head (q, k; optional), rotate (q, k), write k and v into their slot
+#include "kernels/attention/entries.h"
 #include "kernels/norm/norm.h"
 #include "kernels/parallel.h"
 #include "kernels/vec.h"
@@ -26,32 +27,26 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 }
 
 template <typename T>
-inline void store_entry8(T* to, const float* from) {
-  for (int i = 0; i < 8; ++i) store1(to + i, from[i]);
-}
-inline void store_entry8(float* to, const float* from) { store8(to, load8(from)); }
-
-template <typename T>
-void write_entry(char* to, const float* from, int64_t count) {
-  T* entry = reinterpret_cast<T*>(to);
-  for (int64_t i = 0; i < count; i += 8) store_entry8(entry + i, from + i);  // head sizes are multiples of eight
-}
-
 void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
   const KVArgs& kv = a.kv;
-  const int64_t item_size = kv.dtype == DType::f32 ? 4 : 2, d = kv.head_dim;
+  const int64_t d = kv.head_dim, entry_bytes = d / kEntryValues<T> * static_cast<int64_t>(sizeof(T));
   const float* v = k + kv.num_kv_heads * d;
-  char* base = kv.base + slot / kv.block_size * kv.block_stride + slot % kv.block_size * d * item_size;
+  char* base = kv.base + slot / kv.block_size * kv.block_stride + slot % kv.block_size * entry_bytes;
   for (int64_t head = 0; head < kv.num_kv_heads; ++head) {
     for (int part = 0; part < 2; ++part) {
       char* to = base + part * kv.kv_stride + head * kv.head_stride;
-      const float* from = (part == 0 ? k : v) + head * d;
-      switch (kv.dtype) {
-        case DType::f32: write_entry<float>(to, from, d); break;
-        case DType::bf16: write_entry<bf16>(to, from, d); break;
-        case DType::f16: write_entry<f16>(to, from, d); break;
-      }
+      write_entry(reinterpret_cast<T*>(to), (part == 0 ? k : v) + head * d, d);
     }
+  }
+}
+
+void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
+  switch (a.kv.format) {
+    case KVFormat::f32: return write_kv<float>(a, k, slot);
+    case KVFormat::bf16: return write_kv<bf16>(a, k, slot);
+    case KVFormat::f16: return write_kv<f16>(a, k, slot);
+    case KVFormat::q8_0: return write_kv<KVQ8>(a, k, slot);
+    case KVFormat::q4_0: return write_kv<KVQ4>(a, k, slot);
   }
 }
 

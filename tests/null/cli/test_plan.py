@@ -35,10 +35,18 @@ ABOUT = [
     "fits",
 ]
 SIZES = [
-    *("weight_bytes", "workspace_bytes", "table_bytes", "sampler_bytes", "overhead_bytes", "kv_pool_bytes"),
+    *(
+        "weight_bytes",
+        "workspace_bytes",
+        "table_bytes",
+        "sampler_bytes",
+        "overhead_bytes",
+        "kv_pool_bytes",
+    ),
     *("kv_metadata_bytes", "planned_bytes", "reserve_bytes", "unused_bytes", "kv_bytes_per_token", "kv_groups"),
     *("block_size_tokens", "max_model_len_tokens", "model_limit_tokens", "is_context_lowered", "max_num_seqs"),
     *("max_num_batched_tokens", "longest_context_tokens", "largest_batch_sequences"),
+    *("num_layers", "num_streamed_layers", "streamed_bytes_per_step"),
 ]
 
 

@@ -132,6 +132,21 @@ class PagedStoreMachine(RuleBasedStateMachine):
         if self.fits(self.store.needed_blocks(name, num_tokens)):
             self.memory.reserve(name, num_tokens)
 
+    @rule(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3))
+    def resize(self, shares: list[float]) -> None:
+        """Any size between what sequences hold and what there is address space for."""
+        stats, sizes = self.store.stats(), self.store.cache.sizes
+        wanted = [
+            each.used + round((size - each.used) * share)
+            for each, size, share in zip(stats, sizes, shares, strict=False)
+        ]
+        retired = self.store.cache.resize(wanted)
+        self.store.accounts.settle(None)
+        assert self.store.total_blocks() == tuple(wanted)
+        for each, blocks, total, before in zip(self.store.stats(), retired, wanted, stats, strict=True):
+            assert each.used == before.used and each.free + each.cached == total - each.used
+            assert each.cached <= before.cached and len(blocks) <= max(0, before.total - total)
+
     @precondition(lambda self: 0 < len(self.memory.sequences) < 6)
     @rule(number=picks)
     def fork(self, number: int) -> None:

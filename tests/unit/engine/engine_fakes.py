@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ziggurat.engine.interface import ModelInfo
-from ziggurat.engine.types import FinishReason, GenerateOutput, GenerateRequest
+from ziggurat.engine.types import BudgetChange, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.errors import RequestError
 from ziggurat.scheduling.protocol import SampledToken
 
@@ -70,6 +70,11 @@ class FakeEngine:
 
     def reset_prefix_cache(self) -> int:
         return 5
+
+    def set_memory(self, num_bytes: int) -> BudgetChange:
+        return BudgetChange(
+            before_bytes=100, after_bytes=num_bytes, num_blocks=(7,), num_preempted=0, num_evicted_blocks=0
+        )
 
     def memory(self) -> dict[str, Any]:
         return {"open": len(self._open)}

@@ -41,6 +41,7 @@ class Setting:
     quantization: str = "auto"
     swap_space: str | int = 0
     preemption_mode: str = "auto"
+    kv_cache_dtype: str = "auto"
 
 
 def load(folder: Path, setting: Setting) -> Engine:
@@ -58,6 +59,7 @@ def load(folder: Path, setting: Setting) -> Engine:
         quantization=setting.quantization,
         swap_space=setting.swap_space,
         preemption_mode=setting.preemption_mode,
+        kv_cache_dtype=setting.kv_cache_dtype,
     )
     source = open_model(config)
     roomy = size(config, source, 64 << 20)

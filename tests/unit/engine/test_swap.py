@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import CONFIGS, write_checkpoint
 from tests.unit.engine.settings import FASTEST, Setting, load
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
@@ -60,6 +60,20 @@ def test_the_same_bits_and_nothing_computed_twice(folder: Path, has_prefix_cache
         assert memory["swap"]["num_waiting_slots"] == 0  # type: ignore[index]
         assert engine.executor.mover is not None and engine.executor.mover.seconds_per_token > 0
         assert engine.stats()["swapped_in_tokens_total"] == counters.swapped_in_tokens
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["q8_0", "q4_0"])
+def test_quantized_keys_and_values_have_the_same_bits_on_every_way(tmp_path: Path, kv_cache_dtype: str) -> None:
+    """Chunks, prefix hits, recomputing and swapping: an entry is quantized by its own values alone, so no way shows."""
+    folder = write_checkpoint(tmp_path, {**CONFIGS["llama"], "head_dim": 32}, with_tokenizer=False)
+    found = []
+    for setting in (ROOMY, replace(ROOMY, max_num_batched_tokens=7), TIGHT, SWAPPING):
+        for has_prefix_cache in (False, True):
+            asked = replace(setting, kv_cache_dtype=kv_cache_dtype, has_prefix_cache=has_prefix_cache)
+            with load(folder, asked) as engine:
+                assert engine.model.kv_format == kv_cache_dtype
+                found.append(answers(engine))
+    assert all(each == found[0] for each in found)
 
 
 def test_settings_that_cannot_be(folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_the_document() -> None:
     assert set(document["paths"]) == routes
     schemas = document["components"]["schemas"]
     for path, model in BODIES.items():
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body = document["paths"][path]["put" if path == "/memory" else "post"]["requestBody"]["content"][
+            "application/json"
+        ]["schema"]
         assert body == {"$ref": f"#/components/schemas/{model.__name__}"}
         assert set(schemas[model.__name__]["properties"]) == set(model.model_fields)
     references = set(re.findall(r'"#/components/schemas/(\w+)"', response.text))

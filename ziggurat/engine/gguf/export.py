@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Exported:
         num_bytes: size of the file.
         num_tensors, num_fallback: tensors in it; those among them in F16 because their rows are not whole blocks.
         notes: what the file promises less than the folder.
+        errors: of every quantized tensor, by its name in the folder: the length of the difference over the length of the tensor.
+        weight_bytes, num_values: of all tensors in the file.
     """
 
     path: Path
@@ -58,6 +61,9 @@ class Exported:
     num_tensors: int
     num_fallback: int
     notes: tuple[str, ...]
+    errors: Mapping[str, float]
+    weight_bytes: int
+    num_values: int
 
 
 def export_gguf(
@@ -102,6 +108,9 @@ def export_gguf(
         num_tensors=len(tensors) + (model.rope_factors is not None),
         num_fallback=sum(tensor.is_fallback for tensor in tensors),
         notes=model.notes,
+        errors={tensor.hf_name: tensor.relative_error for tensor in tensors if tensor.spec.is_quantized},
+        weight_bytes=sum(tensor.num_bytes for tensor in tensors),
+        num_values=sum(math.prod(tensor.entry.shape) for tensor in tensors),
     )
 
 
@@ -130,11 +139,17 @@ class _Tensor:
         config = model.config
         heads = paired_heads(model.architecture, hf_name, config.num_attention_heads, config.num_key_value_heads)
         self._head_rows = entry.shape[0] // heads if heads else 0
+        self._squares = self._squared_error = 0.0
 
     @property
     def num_bytes(self) -> int:
         """In the file."""
         return self.spec.num_bytes(self.entry.shape)
+
+    @property
+    def relative_error(self) -> float:
+        """Of what was converted so far."""
+        return math.sqrt(self._squared_error / self._squares) if self._squares else 0.0
 
     def converted(self) -> NDArray[np.uint8]:
         """[rows, bytes of a row] as the file has them."""
@@ -149,8 +164,16 @@ class _Tensor:
             values = self._values(start, min(step, num_rows - start), width)
             encoded = ggml.encode(self.spec, values)
             self._check(values, encoded)
+            if self.spec.is_quantized:
+                self._note_error(values, encoded)
             result[order[start : start + step]] = encoded.view(np.uint8).reshape(len(values), -1)
         return result
+
+    def _note_error(self, values: NDArray[np.float32], encoded: NDArray[Any]) -> None:
+        decoded = np.empty_like(values)
+        ggml.decode(self.spec, encoded, decoded)
+        self._squares += float(np.square(values, dtype=np.float64).sum())
+        self._squared_error += float(np.square(values.astype(np.float64) - decoded).sum())
 
     def _values(self, start: int, count: int, width: int) -> NDArray[np.float32]:
         entry = self.entry

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ziggurat.kernels.ops import KVLayer
 from ziggurat.kernels.twins.exact import as_tensor, exp, tanh, tree_sum
+from ziggurat.kernels.twins.quantized import decode
+from ziggurat.programs.formats import FormatSpec
 
 KV_TILE = 64
 QUERY_TILE = 16
@@ -17,25 +19,27 @@ QUERY_TILE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRule:
-    """What makes a score: the factor, the sliding window (0: none) and the soft cap (0: none)."""
+    """What makes a score: the factor, the sliding window (0: none), the soft cap (0: none), and how keys are stored (None: as numbers)."""
 
     scale: float
     window: int
     softcap: float
+    quantized: FormatSpec | None = None
 
 
 def kv_view(kv: KVLayer) -> Tensor:
-    """The layer's entries [blocks, 2, Hkv, block_size, D] as a strided view of the pool."""
-    dtype: torch.dtype = getattr(torch, kv.format.torch)
+    """The layer's entries [blocks, 2, Hkv, block_size, D] as a strided view of the pool; bytes of entries instead of D if quantized."""
+    dtype: torch.dtype = torch.uint8 if kv.format.is_quantized else getattr(torch, kv.format.torch)
+    width = kv.format.num_bytes((kv.head_dim,)) // dtype.itemsize
     flat = as_tensor(kv.pool).reshape(-1).view(torch.uint8)
     size = dtype.itemsize
     sizes = (kv.block_stride, kv.kv_stride, kv.head_stride)
-    inner = kv.kv_stride + (kv.num_kv_heads - 1) * kv.head_stride + kv.block_size * kv.head_dim * size
+    inner = kv.kv_stride + (kv.num_kv_heads - 1) * kv.head_stride + kv.block_size * width * size
     num_blocks = (flat.numel() - kv.layer_offset - inner) // kv.block_stride + 1
     typed = flat[: flat.numel() // size * size].view(dtype)
     return typed.as_strided(
-        (num_blocks, 2, kv.num_kv_heads, kv.block_size, kv.head_dim),
-        (*(stride // size for stride in sizes), kv.head_dim, 1),
+        (num_blocks, 2, kv.num_kv_heads, kv.block_size, width),
+        (*(stride // size for stride in sizes), width, 1),
         typed.storage_offset() + kv.layer_offset // size,
     )
 
@@ -68,7 +72,8 @@ def attend_tile(
     for start in range(span[0] // KV_TILE * KV_TILE, span[1], KV_TILE):
         first, last = max(start, span[0]), min(start + KV_TILE, span[1])
         where = torch.arange(first, last)
-        picked = entries[table[where // block_size], :, :, where % block_size].float()  # [keys, 2, Hkv, D]
+        stored = entries[table[where // block_size], :, :, where % block_size]
+        picked = stored.float() if rule.quantized is None else decode(stored, rule.quantized)  # [keys, 2, Hkv, D]
         tile = torch.zeros(2, heads, KV_TILE, dim)
         tile[:, :, first - start : last - start] = picked.permute(1, 2, 0, 3)
         keys = torch.arange(start, start + KV_TILE)

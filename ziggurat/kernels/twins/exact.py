@@ -7,6 +7,8 @@ Single additions, multiplications and divisions are rounded correctly everywhere
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import torch
@@ -65,6 +67,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Ten
     """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension."""
     mean = tree_sum(x * x) / x.shape[-1]
     return x * (1.0 / (mean + eps).sqrt()) * (weight + weight_offset)
+
+
+def at_address(address: int, shape: tuple[int, ...], code: int) -> Tensor:
+    """A tensor over memory that somebody else owns; ``code`` as in `kernels.arrays.FLOAT_CODES`."""
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[code]
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=dtype).view(shape)
 
 
 def as_tensor(array: Any) -> Tensor:

@@ -51,9 +51,38 @@ def embed(ids: Tensor, panels: Tensor, out: Tensor, spec: FormatSpec, scale: flo
     picked = torch.empty(len(ids), panels.shape[1] * block_bytes(spec), dtype=torch.uint8)
     for target, row in zip(picked, ids.tolist(), strict=True):
         unpack(panels[row // PANEL_WIDTH, None], target[None], spec, row % PANEL_WIDTH)
-    blocks = picked.view(len(ids), panels.shape[1], -1)
-    scales = blocks[:, :, :2].contiguous().view(torch.float16).float()
-    out.copy_((scales * _integers(blocks[:, :, 2:], spec)).flatten(1) * scale)
+    out.copy_(decode(picked, spec) * scale)
+
+
+def encode(values: Tensor, spec: FormatSpec) -> Tensor:
+    """Values [.., D] as blocks [.., bytes], as the native kernels write keys and values. NaN or infinity makes the scale NaN."""
+    groups = values.unflatten(-1, (-1, spec.block_values))
+    peak = groups.abs().amax(-1, keepdim=True)
+    is_finite = peak.isfinite()
+    is_zero = ~is_finite | (peak < _SMALLEST)
+    if spec == Q4_0:
+        # The first value of largest magnitude becomes -8.
+        extreme = groups.gather(-1, (groups.abs() == peak).to(torch.uint8).argmax(-1, keepdim=True))
+        scale, inverse = extreme / -8.0, -8.0 / torch.where(is_zero, 1.0, extreme)
+        integers = (
+            torch.where(is_zero, 8.0, (groups * inverse + 8.5).trunc().clamp(0, 15)).nan_to_num(8.0).to(torch.uint8)
+        )
+        half = spec.block_values // 2
+        stored = integers[..., :half] | integers[..., half:] << 4
+    else:
+        scale, inverse = peak / 127.0, 127.0 / torch.where(is_zero, 1.0, peak)
+        integers = torch.where(is_zero, 0.0, (groups * inverse).round())
+        stored = integers.nan_to_num(0.0).to(torch.int8).view(torch.uint8)
+    scale = torch.where(is_finite, torch.where(is_zero, 0.0, scale), torch.nan)
+    return torch.cat((scale.to(torch.float16).view(torch.uint8), stored), -1).flatten(-2)
+
+
+def decode(stored: Tensor, spec: FormatSpec) -> Tensor:
+    """The inverse of `encode`, in fp32."""
+    blocks = stored.unflatten(-1, (-1, block_bytes(spec)))
+    scales = blocks[..., :2].contiguous().view(torch.float16).float()
+    values: Tensor = scales * _integers(blocks[..., 2:], spec)
+    return values.flatten(-2)
 
 
 def pack(rows: Tensor, panels: Tensor, spec: FormatSpec, first_row: int) -> None:

@@ -17,11 +17,11 @@ from ziggurat.kernels.arrays import (
     grouped_shape,
     panel_shape,
 )
-from ziggurat.kernels.native import check_kv, check_pairs, check_route, check_select
+from ziggurat.kernels.native import check_entries, check_kv, check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.kernels.twins import quantized
 from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
-from ziggurat.kernels.twins.exact import as_tensor, exp, rms_norm, tanh, tree_sum
+from ziggurat.kernels.twins.exact import as_tensor, at_address, exp, rms_norm, tanh, tree_sum
 from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
 
 # BLAS picks its algorithm by the shape, so every product has this many rows, padded with zeros, and this many panels at most.
@@ -141,7 +141,10 @@ class TorchOps:
         entries = kv_view(kv)
         block, slot = slots[written] // kv.block_size, slots[written] % kv.block_size
         for index_of, part in enumerate((k, v)):
-            entries[block, index_of, :, slot] = part[written].to(entries.dtype)
+            rows = part[written]
+            entries[block, index_of, :, slot] = (
+                quantized.encode(rows, kv.format) if kv.format.is_quantized else rows.to(entries.dtype)
+            )
         assert num_rows == slots.shape[0], "one slot per row"
 
     def paged_attention(
@@ -160,7 +163,8 @@ class TorchOps:
     ) -> None:
         """See `KernelOps.paged_attention`."""
         check_kv(kv)
-        rule = ScoreRule(scale=scale, window=window, softcap=softcap)
+        stored = kv.format if kv.format.is_quantized else None
+        rule = ScoreRule(scale=scale, window=window, softcap=softcap, quantized=stored)
         rows, result, entries = as_tensor(qkv), as_tensor(out), kv_view(kv)
         starts, tables = as_tensor(query_starts).tolist(), as_tensor(block_tables).long()
         q = rows[:, : num_heads * kv.head_dim].unflatten(1, (num_heads, kv.head_dim))
@@ -236,6 +240,18 @@ class TorchOps:
         for j in range(1, top_k):
             total = total + rows[:, j] * weights[:, j]
         result.copy_(result + total if accumulate else total)
+
+    def lora(self, x: Array, out: Array, entries: Array, scales: Array) -> None:
+        """See `KernelOps.lora`."""
+        check_entries(x, out, entries, scales)
+        values, result = as_tensor(x), as_tensor(out)
+        for entry, scale in zip(as_tensor(entries).tolist(), as_tensor(scales).tolist(), strict=True):
+            first, count, a_address, b_address, rank, column, n, code = entry
+            a = at_address(a_address, (rank, values.shape[1]), code).float()
+            b = at_address(b_address, (rank, n), code).float()
+            for row in range(first, first + count):
+                inner = tree_sum(values[row] * a)
+                result[row, column : column + n] += scale * tree_sum((inner * b).T)[:, 0]
 
     def select_rows(self, x: Array, rows: Array, out: Array) -> None:
         """See `KernelOps.select_rows`."""
