@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget's part of the fake service."""
+"""The budget's and the adapters' part of the fake service."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from ziggurat.engine.types import BudgetChange
-from ziggurat.errors import DoesNotFit
+from ziggurat.errors import DoesNotFit, ModelError, RequestError
 
 
 class FakeBudget:
-    """Takes any budget of at least 1 MiB."""
+    """Takes any budget of at least 1 MiB; knows folders of adapters that exist."""
+
+    model_names: Sequence[str]
+
+    async def load_lora(self, name: str, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ModelError(f"{folder} has no adapter_config.json")
+        self.model_names = (*self.model_names, name)
+
+    async def unload_lora(self, name: str) -> None:
+        if name not in self.model_names[1:]:
+            raise RequestError(f"no adapter {name!r} is loaded.", param="lora_name")
+        self.model_names = tuple(each for each in self.model_names if each != name)
 
     async def set_memory(self, num_bytes: int) -> BudgetChange:
         if num_bytes < 1 << 20:

@@ -12,7 +12,7 @@ A request pins its adapter until its last continuation has ended. KV computed wi
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,15 @@ class _Place:
     num_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept of an adapter that is not loaded: thousands may be known, and a header has hundreds of entries."""
+
+    folder: Path
+    max_rank: int
+    num_bytes: int
+
+
 @dataclass(slots=True)
 class _Loaded:
     """An adapter in memory: the names of its blocks in the store, and its entries by the Plan's weights, without rows."""
@@ -67,12 +76,15 @@ class AdapterPool:
     Args:
         store: gives blocks; never so many that a lone sequence of max_model_len would not fit beside them.
         pools: the arenas of its groups.
+        set_aside: blocks of each group that others keep out of circulation.
     """
 
-    def __init__(self, plan: Plan, store: PagedKVStore, pools: Sequence[Arena]) -> None:
-        self._plan, self._store, self._pools = plan, store, pools
+    def __init__(
+        self, plan: Plan, store: PagedKVStore, pools: Sequence[Arena], set_aside: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._plan, self._store, self._pools, self._set_aside = plan, store, pools, set_aside
         self._places = _places(plan)
-        self._sources: dict[str, AdapterSource] = {}
+        self._known: dict[str, _Known] = {}
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self._requests: dict[str, tuple[str, int]] = {}
@@ -84,9 +96,9 @@ class AdapterPool:
 
     def names(self) -> tuple[str, ...]:
         """Of all known adapters, in the order of registering."""
-        return tuple(self._sources)
+        return tuple(self._known)
 
-    def register(self, name: str, folder: Path) -> AdapterSource:
+    def register(self, name: str, folder: Path) -> None:
         """Make an adapter known; its matrices are read when it is asked for. One that is refused leaves no trace.
 
         Raises:
@@ -94,11 +106,9 @@ class AdapterPool:
             ModelError, UnsupportedFeature: see `read_adapter`.
             DoesNotFit: a matrix is larger than a block, or all of it than the pool has beside one long sequence.
         """
-        if name in self._sources:
+        if name in self._known:
             raise ConfigError(f"an adapter named {name!r} is there already: unload it first, or take another name")
-        source = read_adapter(folder, self._plan.program)
-        for tensor, update in source.updates.items():
-            self._check(tensor, update, folder)
+        source = self._read(folder)
         needed, room = self._pack(source), self._room()
         if len(needed) > room:
             raise DoesNotFit(
@@ -107,8 +117,7 @@ class AdapterPool:
                 needed_bytes=source.num_bytes,
                 available_bytes=room * self._block_bytes(),
             )
-        self._sources[name] = source
-        return source
+        self._known[name] = _Known(folder, source.max_rank, source.num_bytes)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter.
@@ -125,7 +134,7 @@ class AdapterPool:
             )
         if name in self._loaded:
             self._unload(name)
-        del self._sources[name]
+        del self._known[name]
 
     # ---- requests
 
@@ -177,9 +186,9 @@ class AdapterPool:
     def make_room(self, max_blocks: int) -> bool:
         """Give up adapters that nobody uses until all take at most so many blocks; whether that was enough."""
         for name in list(self._loaded):
-            if self._num_blocks() > max_blocks and not self._pins[name]:
+            if self.num_blocks > max_blocks and not self._pins[name]:
                 self._unload(name)
-        return self._num_blocks() <= max_blocks
+        return self.num_blocks <= max_blocks
 
     def report(self) -> list[dict[str, str | int | bool]]:
         """A row per known adapter."""
@@ -193,7 +202,7 @@ class AdapterPool:
                 "num_blocks": len(self._loaded[name].blocks) if name in self._loaded else 0,
                 "num_continuations": self._pins[name],
             }
-            for name, source in self._sources.items()
+            for name, source in self._known.items()
         ]
 
     def close(self) -> None:
@@ -204,9 +213,15 @@ class AdapterPool:
     # ---- parts
 
     def _check_known(self, name: str) -> None:
-        if name not in self._sources:
-            hint = nearest(name, list(self._sources)) or "."
+        if name not in self._known:
+            hint = nearest(name, list(self._known)) or "."
             raise RequestError(f"no adapter {name!r} is loaded{hint}", param="model", code="model_not_found")
+
+    def _read(self, folder: Path) -> AdapterSource:
+        source = read_adapter(folder, self._plan.program)
+        for tensor, update in source.updates.items():
+            self._check(tensor, update, folder)
+        return source
 
     def _check(self, tensor: str, update: LowRank, folder: Path) -> None:
         place = self._places.get(tensor)
@@ -235,13 +250,16 @@ class AdapterPool:
         """Of the largest group's blocks."""
         return max(self._plan.block_bytes(group) for group in self._plan.program.kv_groups())
 
-    def _num_blocks(self) -> int:
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of each group that loaded adapters take."""
         return sum(len(loaded.blocks) for loaded in self._loaded.values())
 
     def _room(self) -> int:
         """Blocks that adapters may have together."""
         needed = self._store.peak_blocks(self._plan.limits.max_model_len)
-        return min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
+        spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
+        return spare - self._set_aside()
 
     def _pack(self, source: AdapterSource) -> list[list[tuple[TensorEntry, str, int, int]]]:
         """Which matrices (entry, tensor, group, offset) lie in which block: the largest first, each where it fits first."""
@@ -270,7 +288,7 @@ class AdapterPool:
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return
-        source = self._sources[name]
+        source = self._read(self._known[name].folder)
         packed = self._pack(source)
         is_enough = self.make_room(self._room() - len(packed))
         if not is_enough or min(self._store.free_blocks()) < len(packed):

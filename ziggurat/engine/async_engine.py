@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from ziggurat.engine.driver import ThreadDriver
@@ -140,6 +141,14 @@ class AsyncEngine:
     async def reset_prefix_cache(self) -> int:
         """`EngineInterface.reset_prefix_cache`, between two steps."""
         return await asyncio.wrap_future(self._driver.call(self.engine.reset_prefix_cache))
+
+    async def load_lora(self, name: str, folder: Path) -> None:
+        """`EngineInterface.load_lora`, between two steps."""
+        await asyncio.wrap_future(self._driver.call(lambda: self.engine.load_lora(name, folder)))
+
+    async def unload_lora(self, name: str) -> None:
+        """`EngineInterface.unload_lora`, between two steps."""
+        await asyncio.wrap_future(self._driver.call(lambda: self.engine.unload_lora(name)))
 
     async def set_memory(self, num_bytes: int) -> BudgetChange:
         """`EngineInterface.set_memory`, between two steps."""

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ziggurat.engine.types import BudgetChange
+from ziggurat.errors import DoesNotFit
 from ziggurat.memory.fit import refit
+from ziggurat.units import format_bytes
 
 if TYPE_CHECKING:
     from ziggurat.engine.engine import Engine
@@ -28,6 +30,14 @@ def change_budget(engine: Engine, memory_bytes: int) -> BudgetChange:
     before, after = engine.fit, refit(engine.fit, memory_bytes, engine.store.cache.sizes)
     evicted = engine.store.cache.num_evicted_blocks
     engine.drift.release()
+    needed = engine.store.peak_blocks(after.plan.limits.max_model_len)
+    if not engine.adapters.make_room(min(n - need for n, need in zip(after.num_blocks, needed, strict=True))):
+        raise DoesNotFit(
+            f"adapters that requests use now hold {engine.adapters.num_blocks} KV blocks, which do not fit beside one long request in "
+            f"{format_bytes(memory_bytes)}: wait until some have ended, or give more",
+            needed_bytes=before.request.memory_bytes,
+            available_bytes=memory_bytes,
+        )
     preempted = engine.core.make_room(after.num_blocks)
     if engine.core.swapper is not None and engine.executor.mover is not None:
         # Retiring gives pages back: what has to be copied out of them goes first.

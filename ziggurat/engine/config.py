@@ -47,6 +47,9 @@ class EngineConfig:
         EMBEDDED_MODEL, "model folder, org/name in the Hugging Face cache, GGUF file, or 'embedded'", group="model"
     )
     served_model_name: str | None = option(None, "name that requests use (default: the model argument)", group="model")
+    lora_modules: tuple[str, ...] = option(
+        (), "NAME=FOLDER: serve this LoRA adapter under that model name; repeat it", group="model"
+    )
     dtype: str = option(
         "auto",
         "storage type of weights that are not quantized; auto keeps the checkpoint's",
@@ -126,7 +129,7 @@ class EngineConfig:
             )
         if self.memory is not None:
             parse_size(self.memory)
-        num_swap_bytes, weights = self.swap_bytes, self.client_weights
+        num_swap_bytes, weights, _ = self.swap_bytes, self.client_weights, self.adapters
         if weights and self.scheduling_policy != "vtc":
             raise ConfigError("client_weight needs scheduling_policy 'vtc': no other order looks at it")
         if self.preemption_mode == "swap" and not num_swap_bytes:
@@ -144,6 +147,21 @@ class EngineConfig:
                 f"max_num_batched_tokens {tokens} is below max_num_seqs + 1 = {seqs + 1}: decodes alone would fill every step and "
                 f"no prompt could start; raise it to {seqs + 1} or lower max_num_seqs to {max(tokens - 1, 1)}"
             )
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folders of LoRA adapters by name.
+
+        Raises:
+            ConfigError: an entry is not NAME=FOLDER, or a name stands twice.
+        """
+        found: dict[str, Path] = {}
+        for entry in self.lora_modules:
+            name, is_pair, folder = entry.partition("=")
+            if not (name and is_pair and folder) or name in found:
+                raise ConfigError(f"lora_modules {entry!r} must look like name=path/to/folder, with a name of its own")
+            found[name] = Path(folder).expanduser()
+        return found
 
     @property
     def client_weights(self) -> dict[str, float]:

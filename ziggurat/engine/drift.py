@@ -8,6 +8,7 @@ the drift has gone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ziggurat.engine.resources import Resources
 from ziggurat.memory.kv import DROPPED
@@ -28,12 +29,21 @@ class DriftWatch:
     Args:
         store: gives up blocks; never so many that a lone sequence of max_model_len would not fit any more.
 
+        set_aside: blocks of each group that others keep for good reasons.
+
     Attributes:
         drift_bytes: at the last check, what the process has above the baseline and the ledger's known bytes; may be negative.
         num_blocks: blocks per group that are out of circulation.
     """
 
-    def __init__(self, resources: Resources, store: PagedKVStore, machine: Machine) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        store: PagedKVStore,
+        machine: Machine,
+        set_aside: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._set_aside = set_aside
         self._resources = resources
         self._store = store
         self._machine = machine
@@ -84,6 +94,7 @@ class DriftWatch:
         limits = self._resources.fit.plan.limits
         needed = self._store.peak_blocks(limits.max_model_len)
         spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
+        spare -= self._set_aside()
         while len(self._ballast) < min(wanted, spare) and min(self._store.free_blocks()) > 0:
             self._take_one()
 

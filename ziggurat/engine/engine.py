@@ -8,9 +8,12 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
+from ziggurat.engine.adapters import AdapterPool
+from ziggurat.engine.assembly import make_core, make_store, model_info
 from ziggurat.engine.assets import load_assets
 from ziggurat.engine.budget import change_budget
 from ziggurat.engine.calibrate import calibrate_engine
@@ -18,32 +21,23 @@ from ziggurat.engine.checks import check_request
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.drift import DriftWatch
 from ziggurat.engine.embedding import finish_embedding
-from ziggurat.engine.eviction import eviction_of
 from ziggurat.engine.executor import Memory, PlanExecutor
-from ziggurat.engine.generation import GenerationDefaults
-from ziggurat.engine.interface import ModelInfo
 from ziggurat.engine.output import TextOutput
 from ziggurat.engine.report import memory_report, stats_report
 from ziggurat.engine.resources import Resources
 from ziggurat.engine.scores import ScoreBudget
 from ziggurat.engine.sizing import ModelSource, open_model, size
 from ziggurat.engine.streaming import make_stream
-from ziggurat.engine.swapping import learn_costs, make_resources, make_swap_space
+from ziggurat.engine.swapping import learn_costs, make_resources
 from ziggurat.engine.types import BudgetChange, EmbedRequest, FinishReason, GenerateOutput, GenerateRequest
 from ziggurat.engine.warmup import warm_up
 from ziggurat.engine.weights import Progress, fill_weights, weight_views
-from ziggurat.errors import EngineError
+from ziggurat.errors import ConfigError, EngineError
 from ziggurat.kernels import KernelOps
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.machine import Machine, default_budget, limit_heap_slack
-from ziggurat.memory.paged import PagedKVStore
-from ziggurat.scheduling.core import EngineCore
-from ziggurat.scheduling.fairness import Clients
-from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.outputs import Admission, Finished, NewToken
-from ziggurat.scheduling.planners import resolve as resolve_planner
-from ziggurat.scheduling.preemption import PREEMPTION_MODES
-from ziggurat.scheduling.protocol import SampledToken, TokenBudget
+from ziggurat.scheduling.protocol import SampledToken
 from ziggurat.units import parse_size
 
 _LOG = logging.getLogger(__name__)
@@ -84,8 +78,10 @@ class Engine:
         self._clock = clock
         assets = load_assets(source)
         self.tokenizer, self.chat_template = assets.tokenizer, assets.template
-        self.model = _model_info(config, source, resources.fit, assets.defaults)
+        self.model = model_info(config, source, resources.fit, assets.defaults)
         self.layers = make_stream(config, source, resources)
+        self.store = make_store(config, resources)
+        self.adapters = AdapterPool(self.fit.plan, self.store, resources.pools, lambda: self.drift.num_blocks)
         memory = Memory(
             weights=weight_views(self.fit.plan, resources.weights),
             workspace=resources.workspace,
@@ -93,11 +89,11 @@ class Engine:
             pools=resources.pools,
             swap=resources.swap,
             layers=self.layers,
+            adapters=self.adapters,
         )
         self.executor = PlanExecutor(self.fit.plan, memory, ops)
-        self.store = _make_store(config, resources)
-        self.core = _make_core(config, self.fit, self.model, self.store, self.executor)
-        self.drift = DriftWatch(resources, self.store, self.machine)
+        self.core = make_core(config, self.fit, self.model, self.store, self.executor)
+        self.drift = DriftWatch(resources, self.store, self.machine, lambda: self.adapters.num_blocks)
         self.scores = ScoreBudget(resources.reserve_bytes() // 2)
         self.num_steps = 0
         self.busy_s = 0.0
@@ -128,8 +124,10 @@ class Engine:
         with ExitStack() as on_error:
             resources = make_resources(config, size(config, source, budget), baseline_bytes, clock)
             on_error.callback(resources.close)
-            # Small parts first: a damaged tokenizer is found before gigabytes have been read.
+            # Small parts first: a damaged tokenizer or adapter is found before gigabytes have been read.
             engine = cls(config, source, resources, ops, clock)
+            for name, folder in config.adapters.items():
+                engine.adapters.register(name, folder)
             if engine.layers is None:
                 fill_weights(config, source, resources, ops, progress)
             else:
@@ -148,7 +146,7 @@ class Engine:
         check_request(request, self.model.vocab_size, self.config.scheduling_policy)
         arrival_s = self._clock.now()
         pooling = request.pooling if isinstance(request, EmbedRequest) else None
-        with self.scores.holding(request):
+        with self.scores.holding(request), self.adapters.holding(request):
             seq_ids = self.core.add(request, arrival_s, pooling=pooling)
         params = request.params
         for index, seq_id in enumerate(seq_ids):
@@ -177,6 +175,8 @@ class Engine:
             return outputs
         started_s = self._clock.now()
         done = self.core.step(started_s)
+        if done.preempted:
+            self.adapters.make_room(0)  # those that nobody uses now
         for admission in done.admitted:
             self._note_admission(admission, started_s)
         if done.error is not None:
@@ -216,6 +216,22 @@ class Engine:
         self.store.drop_cache()
         return num_blocks
 
+    def lora_names(self) -> tuple[str, ...]:
+        """See `EngineInterface.lora_names`."""
+        return self.adapters.names()
+
+    def load_lora(self, name: str, folder: Path) -> None:
+        """See `EngineInterface.load_lora`."""
+        self._check_open()
+        if name == self.model.name:
+            raise ConfigError(f"{name!r} is the base model's name: take another one")
+        self.adapters.register(name, folder)
+
+    def unload_lora(self, name: str) -> None:
+        """See `EngineInterface.unload_lora`."""
+        self._check_open()
+        self.adapters.unregister(name)
+
     def set_memory(self, num_bytes: int) -> BudgetChange:
         """See `EngineInterface.set_memory`."""
         self._check_open()
@@ -245,6 +261,7 @@ class Engine:
             parts.callback(self.store.close)
             parts.callback(self.store.audit)
             parts.callback(self.drift.release)
+            parts.callback(self.adapters.close)
             parts.callback(self._end_all)
 
     def _end_all(self) -> None:
@@ -331,6 +348,8 @@ class Engine:
         prompt_logprobs, continuation.prompt_logprobs = tuple(continuation.prompt_logprobs), []
         if reason is not None and continuation.index == 0:
             self.scores.release(continuation.request.request_id)
+        if reason is not None:
+            self.adapters.release(continuation.request.request_id)
         return GenerateOutput(
             request_id=continuation.request.request_id,
             index=continuation.index,
@@ -346,54 +365,3 @@ class Engine:
             prompt_logprobs=prompt_logprobs,
             embedding=embedding,
         )
-
-
-def _model_info(config: EngineConfig, source: ModelSource, fit: Fit, defaults: GenerationDefaults) -> ModelInfo:
-    return ModelInfo(
-        name=config.served_model_name or config.model,
-        path=str(source.folder),
-        architecture=source.program.architecture,
-        vocab_size=source.program.vocab_size,
-        max_model_len=fit.plan.limits.max_model_len,
-        num_parameters=source.program.num_parameters(),
-        weight_format=source.formats.weight.name,
-        kv_format=source.formats.kv.name,
-        eos_ids=defaults.eos_ids,
-        sampling_defaults=defaults.sampling,
-    )
-
-
-def _make_store(config: EngineConfig, resources: Resources) -> PagedKVStore:
-    plan = resources.fit.plan
-    groups = plan.program.kv_groups()
-    return PagedKVStore(
-        groups,
-        resources.fit.num_blocks,
-        plan.limits.block_size,
-        lease=resources.kv_lease,
-        block_bytes=[plan.block_bytes(group) for group in groups],
-        enable_prefix_caching=config.enable_prefix_caching,
-        max_chunk_tokens=plan.limits.max_num_batched_tokens,
-        eviction=eviction_of(config.eviction_policy, plan.program),
-    )
-
-
-def _make_core(
-    config: EngineConfig, fit: Fit, model: ModelInfo, store: PagedKVStore, executor: PlanExecutor
-) -> EngineCore:
-    limits = fit.plan.limits
-    return EngineCore(
-        store,
-        resolve_planner(config.planner),
-        executor,
-        TokenBudget(max_num_batched_tokens=limits.max_num_batched_tokens, max_num_seqs=limits.max_num_seqs),
-        max_model_len=limits.max_model_len,
-        block_bytes=[fit.plan.block_bytes(group) for group in fit.plan.program.kv_groups()],
-        max_queued_requests=config.max_queued_requests,
-        eos_ids=model.eos_ids,
-        seed=config.seed,
-        order=ORDERS.get(config.scheduling_policy),
-        clients=Clients(config.client_weights),
-        swap=make_swap_space(fit.plan, config.swap_bytes),
-        preemption_mode=PREEMPTION_MODES.get(config.preemption_mode),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ziggurat.engine.chat_template import ChatTemplate
@@ -77,6 +78,26 @@ class EngineInterface(Protocol):
 
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that no sequence holds; returns their number. Open sequences keep theirs."""
+        ...
+
+    def lora_names(self) -> tuple[str, ...]:
+        """Adapters that requests may name; any thread may ask."""
+        ...
+
+    def load_lora(self, name: str, folder: Path) -> None:
+        """Serve one more LoRA adapter.
+
+        Raises:
+            UserError: the folder cannot be served, or the name is taken; all others go on.
+        """
+        ...
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            RequestError: unknown, or in use.
+        """
         ...
 
     def set_memory(self, num_bytes: int) -> BudgetChange:

@@ -22,7 +22,8 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     kind, owner, tier, num_bytes, peak_bytes, since_s, why, depth), ``kv`` (per group; ``wasted_bytes`` as in
     `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``, ``swap`` (slots, and tokens copied out and
     back; None without a swap space), ``streaming`` (see `LayerStream.report`; None if all
-    weights stay), ``clients`` (see `Clients.rows`).
+    weights stay), ``clients`` (see `Clients.rows`),
+    ``adapters`` (see `AdapterPool.report`).
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
@@ -57,6 +58,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "swap": _swap(engine),
         "streaming": None if engine.layers is None else engine.layers.report(),
         "clients": engine.core.clients.rows(),
+        "adapters": engine.adapters.report(),
     }
 
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import ziggurat
 from ziggurat.errors import RequestError, ZigguratError
 from ziggurat.registry import nearest
-from ziggurat.server import budget, chat, completions, embeddings, info, tokens
+from ziggurat.server import budget, chat, completions, embeddings, info, lora, tokens
 from ziggurat.server.auth import Guard, load_keys
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.config import ServerConfig
@@ -64,7 +64,7 @@ def create_app(
     app = FastAPI(title="Ziggurat", version=ziggurat.__version__, docs_url=None, redoc_url=None)
     app.state.rooms = rooms
     app.router.redirect_slashes = False
-    for room in (info, chat, completions, embeddings, tokens, budget):
+    for room in (info, chat, completions, embeddings, tokens, budget, lora):
         app.include_router(room.make_router(rooms))
     for router in routers:
         app.include_router(router)

@@ -25,7 +25,7 @@ from ziggurat.server.errors import InvalidApiKey
 # open: probes and dashboards have no keys.
 API_PATHS = ("/v1", "/tokenize", "/detokenize")
 # Routes that change the server's state, by path; reading them (GET, HEAD) is not meant.
-ADMIN_PATHS = ("/reset_prefix_cache", "/memory")
+ADMIN_PATHS = ("/reset_prefix_cache", "/memory", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 READING = ("GET", "HEAD")
 # Hexadecimal digits of a key's digest that name its holder (`sha256sum`): enough to tell clients apart, too few to test guesses against.
 NAME_DIGITS = 8

@@ -23,7 +23,7 @@ from ziggurat.server.generation import ClientGone, until_disconnect
 from ziggurat.server.metrics import RequestTimer
 from ziggurat.server.schemas import MAX_ID_LENGTH, Prompts, check_prompts, list_prompts
 from ziggurat.server.service import ModelText, Service
-from ziggurat.server.serving import CLIENT_CLOSED_REQUEST, Rooms, check_model, new_id, off_loop
+from ziggurat.server.serving import CLIENT_CLOSED_REQUEST, Rooms, adapter_of, check_model, new_id, off_loop
 from ziggurat.server.turns import Strict
 
 # OpenAI's bound of one request.
@@ -80,7 +80,8 @@ def make_router(rooms: Rooms) -> APIRouter:
             prompts = await off_loop(lambda: encode_inputs(service, body), size)
         final_id = rooms.state.take_id(new_id("embd", body.request_id))
         timer = RequestTimer(rooms.metrics, num_choices=len(prompts))
-        run = _Run(service, body, final_id, prompts, timer, client_of(request, body.user))
+        who = client_of(request, body.user), adapter_of(service, model)
+        run = _Run(service, body, final_id, prompts, timer, who)
         try:
             vectors = await until_disconnect(request.receive, run.vectors())
         except ContextLengthExceeded as error:
@@ -131,14 +132,14 @@ class _Run:
         request_id: str,
         prompts: Sequence[Sequence[int]],
         timer: RequestTimer,
-        client: str,
+        who: tuple[str, str],
     ) -> None:
         self._service = service
         self._body = body
         self._id = request_id
         self._prompts = prompts
         self._timer = timer
-        self._client = client
+        self._client, self._adapter = who
         self._open: dict[int, AsyncIterator[GenerateOutput]] = {}
 
     async def vectors(self) -> list[Sequence[float]]:
@@ -178,6 +179,7 @@ class _Run:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             client=self._client,
+            adapter=self._adapter,
         )
 
     async def _take(self, index: int) -> Sequence[float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from ziggurat.engine.async_engine import AsyncEngine
@@ -49,6 +50,14 @@ class EngineService(EngineText):
             jain_index=raw["jain_index"],
             kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
+
+    async def load_lora(self, name: str, folder: Path) -> None:
+        """See `Service.load_lora`."""
+        await self._async.load_lora(name, folder)
+
+    async def unload_lora(self, name: str) -> None:
+        """See `Service.unload_lora`."""
+        await self._async.unload_lora(name)
 
     async def set_memory(self, num_bytes: int) -> BudgetChange:
         """See `Service.set_memory`."""

@@ -53,12 +53,16 @@ class EngineText:
     def __init__(self, engine: EngineInterface) -> None:
         self._engine = engine
         self._grammars: GrammarCompiler | None = None
-        self.model_names: Sequence[str] = (engine.model.name,)
         template = engine.chat_template
         self.family = Family() if template is None else family_of(template.source)
         self.vocab_size = engine.model.vocab_size
         self.max_model_len = engine.model.max_model_len
         self.default_sampling: Mapping[str, Any] = engine.model.sampling_defaults
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """The base model's name, then those of its LoRA adapters."""
+        return (self._engine.model.name, *self._engine.lora_names())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `Service.encode`."""

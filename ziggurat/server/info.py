@@ -124,6 +124,7 @@ def _card(rooms: Rooms, service: Service, name: str) -> dict[str, Any]:
         "created": rooms.state.created_unix_s,
         "owned_by": "ziggurat",
         "max_model_len": service.max_model_len,
+        **({"parent": service.model_names[0]} if name != service.model_names[0] else {}),
     }
 
 

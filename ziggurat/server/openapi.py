@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from ziggurat.server.budget import BudgetRequest
 from ziggurat.server.embeddings import EmbeddingRequest
+from ziggurat.server.lora import LoadLoraRequest, UnloadLoraRequest
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 from ziggurat.server.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -20,6 +21,8 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
     "/memory": BudgetRequest,
+    "/v1/load_lora_adapter": LoadLoraRequest,
+    "/v1/unload_lora_adapter": UnloadLoraRequest,
 }
 PUT_PATHS = ("/memory",)
 

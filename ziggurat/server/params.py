@@ -83,8 +83,14 @@ def generate_requests(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     client: str = "",
+    adapter: str = "",
 ) -> list[GenerateRequest]:
-    """One engine request per prompt; the first has the answer's own id. ``client`` is whose they are."""
+    """One engine request per prompt; the first has the answer's own id.
+
+    Args:
+        client: whose they are.
+        adapter: the LoRA adapter that they are for; "" is the base model.
+    """
     return [
         GenerateRequest(
             request_id=request_id if index == 0 else f"{request_id}/{index}",
@@ -93,6 +99,7 @@ def generate_requests(
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             client=client,
+            adapter=adapter,
             deadline_s=body.deadline_s,
         )
         for index, prompt_ids in enumerate(prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ziggurat.engine.chat_template import TemplateOptions
@@ -46,7 +47,7 @@ class ModelText(Protocol):
     """How a model reads and writes: names, tokens, templates, languages. Generates nothing.
 
     Attributes:
-        model_names: names that requests may use; the first is the one that answers carry.
+        model_names: names that requests may use: the base model's, then those of LoRA adapters.
         family: how the model writes calls and thoughts.
         vocab_size: token ids are below this.
         max_model_len: tokens per sequence, prompt and output.
@@ -114,6 +115,24 @@ class Service(ModelText, Protocol):
         """Forget every cached block that no request holds; returns their number.
 
         Raises:
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def load_lora(self, name: str, folder: Path) -> None:
+        """Serve one more LoRA adapter under that model name.
+
+        Raises:
+            UserError: the folder cannot be served, or the name is taken; all others go on.
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def unload_lora(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            RequestError: unknown, or requests use it.
             EngineError: the engine has failed.
         """
         ...

@@ -72,6 +72,11 @@ def check_model(service: ModelText, wanted: str | None) -> str:
     raise UnknownModel(f"the model {shown!r} is not served here{hint or '.'} Served: {', '.join(names)}", param="model")
 
 
+def adapter_of(service: ModelText, model: str) -> str:
+    """The LoRA adapter that a checked model name means; "" for the base model."""
+    return "" if model == service.model_names[0] else model
+
+
 def new_id(prefix: str, wanted: str | None) -> str:
     """``chatcmpl-..``, ``cmpl-..``, ``embd-..``: the client's request_id if it sent one, else random."""
     return f"{prefix}-{wanted or uuid.uuid4().hex}"
@@ -104,7 +109,8 @@ async def answer(
     """
     service = rooms.state.ready_service()
     final_id = rooms.state.take_id(request_id)
-    requests = generate_requests(body, final_id, prompts, params, client_of(request, body.user))
+    adapter = adapter_of(service, check_model(service, body.model))
+    requests = generate_requests(body, final_id, prompts, params, client_of(request, body.user), adapter)
     timer = RequestTimer(
         rooms.metrics,
         num_choices=len(prompts) * params.num_sequences,

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ziggurat.engine.interface import ModelInfo
 from ziggurat.engine.types import BudgetChange, FinishReason, GenerateOutput, GenerateRequest
-from ziggurat.errors import RequestError
+from ziggurat.errors import ModelError, RequestError
 from ziggurat.scheduling.protocol import SampledToken
 
 INFO = ModelInfo(
@@ -70,6 +71,15 @@ class FakeEngine:
 
     def reset_prefix_cache(self) -> int:
         return 5
+
+    def lora_names(self) -> tuple[str, ...]:
+        return ()
+
+    def load_lora(self, name: str, folder: Path) -> None:
+        raise ModelError(f"{folder} has no adapter_config.json")
+
+    def unload_lora(self, name: str) -> None:
+        raise RequestError(f"no adapter {name!r} is loaded.", param="lora_name")
 
     def set_memory(self, num_bytes: int) -> BudgetChange:
         return BudgetChange(

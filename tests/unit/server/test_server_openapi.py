@@ -26,6 +26,8 @@ def test_the_document() -> None:
         "/version",
         "/metrics",
         "/memory",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
     }
     assert set(document["paths"]) == routes
     schemas = document["components"]["schemas"]

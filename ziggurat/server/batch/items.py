@@ -20,7 +20,7 @@ from ziggurat.server.generation import Outputs, Usage, raise_if_failed
 from ziggurat.server.params import generate_requests, sampling_params
 from ziggurat.server.schemas import ChatRequest, CompletionRequest
 from ziggurat.server.service import ModelText
-from ziggurat.server.serving import check_model
+from ziggurat.server.serving import adapter_of, check_model
 from ziggurat.server.structured import allowed_tokens, language_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -174,6 +174,10 @@ async def make_item(
             expected_tokens=expected_tokens,
             priority=0,
         )
-        for index, request in enumerate(generate_requests(body, head.request_id, prompts, params))
+        for index, request in enumerate(
+            generate_requests(
+                body, head.request_id, prompts, params, adapter=adapter_of(text, check_model(text, body.model))
+            )
+        )
     ]
     return Item(requests=requests, collect=writer.collect)
