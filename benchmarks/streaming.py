@@ -23,7 +23,7 @@ from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.memory.arena import Arena
-from ziggurat.memory.tiers.direct_file import DirectFile
+from ziggurat.memory.tiers.direct_file import DirectFile, ReadRequests
 from ziggurat.scheduling.sampling import SamplingParams
 from ziggurat.units import parse_size
 
@@ -66,13 +66,17 @@ def write_config(folder: Path, shape: str) -> Path:
 
 
 def read_rate(file: DirectFile, arena: Arena, offset: int, num_bytes: int) -> float:
-    """Bytes per second of direct reads, one place after the other as the engine reads them."""
+    """Bytes per second of direct reads into two places that take turns, the next being read while one is waited for, as in the engine."""
+    place = arena.num_bytes // 2
     started_s = time.perf_counter()
-    done = 0
-    while done < num_bytes:
-        count = min(arena.num_bytes, num_bytes - done)
-        file.read(offset + done, arena.buffer[:count]).wait()
-        done += count
+    pending: list[ReadRequests] = []
+    for number, start in enumerate(range(0, num_bytes, place)):
+        if len(pending) == 2:
+            pending.pop(0).wait()
+        first = number % 2 * place
+        pending.append(file.read(offset + start, arena.buffer[first : first + min(place, num_bytes - start)]))
+    for requests in pending:
+        requests.wait()
     return num_bytes / (time.perf_counter() - started_s)
 
 
@@ -89,7 +93,9 @@ def measure(engine: Engine, turns: int, batch: int) -> dict[str, Any]:
     file = DirectFile(layers.path)
     step_rates, read_rates, step_s = [], [], []
     largest = max(span.num_bytes for span in engine.fit.plan.layer_spans)
-    with Arena(largest, "reads") as arena:
+    with Arena(2 * largest, "reads") as arena:
+        arena.advise_huge()  # as the engine's weights: a direct read pins every page that it writes to
+        read_rate(file, arena, 1 << 20, layers.step_bytes)  # the pages come
         for turn in range(turns):
             started_s = time.perf_counter()
             for _ in range(STEPS_PER_TURN):
@@ -98,7 +104,7 @@ def measure(engine: Engine, turns: int, batch: int) -> dict[str, Any]:
             step_s.append(elapsed_s / STEPS_PER_TURN)
             step_rates.append(STEPS_PER_TURN * layers.step_bytes / elapsed_s)
             time.sleep(1.0)  # what the stream reads ahead is done by then
-            read_rates.append(read_rate(file, arena, 1 << 20, layers.step_bytes // largest * largest))
+            read_rates.append(read_rate(file, arena, 1 << 20, layers.step_bytes))
             print(
                 f"turn {turn + 1}: step {step_rates[-1] / 1e9:.3f} GB/s, read {read_rates[-1] / 1e9:.3f} GB/s",
                 file=sys.stderr,

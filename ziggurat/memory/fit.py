@@ -129,8 +129,8 @@ def _step_candidates(request: SizeRequest) -> list[tuple[int, int]]:
 def fit(program: Program, formats: Formats, request: SizeRequest) -> Fit:
     """Sizes everything inside the budget.
 
-    With ``can_stream``, layers that do not fit at the full context length are streamed: the KV pool gets one full-length sequence, and of
-    what is left half goes to layers that stay and half to the pool.
+    With ``can_stream``, layers that do not fit at the full context length are streamed: the KV pool gets one full-length sequence, then
+    at most half of what is left for the others of a step; the rest goes to layers that stay.
 
     Raises:
         DoesNotFit: not even the smallest step fits; the message names the smallest change that would do.
@@ -174,10 +174,11 @@ def _best_step(
 
 
 def _keep_layers(whole: Plan, plan: Plan, request: SizeRequest) -> Plan:
-    """As many resident layers as half of what one sequence leaves free holds."""
-    longest = plan.limits.max_model_len
-    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes - sequence_bytes(plan, longest)
-    return streamed(whole, max(0, left // 2) // place_bytes(whole))
+    """As many resident layers as there is room for beside the KV of all sequences of a step, which get at most half of it."""
+    one = sequence_bytes(plan, plan.limits.max_model_len)
+    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes - one
+    others = min(left // 2, (plan.limits.max_num_seqs - 1) * one)
+    return streamed(whole, max(0, left - others) // place_bytes(whole))
 
 
 def _with_pool(plan: Plan, request: SizeRequest, max_model_len: int) -> Fit:
