@@ -25,6 +25,19 @@ class FakeBudget:
             raise RequestError(f"no adapter {name!r} is loaded.", param="lora_name")
         self.model_names = tuple(each for each in self.model_names if each != name)
 
+    async def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{client} {session_id}")
+        return {"num_tokens": 32, "num_bytes": path.stat().st_size}
+
+    async def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        if not path.exists() or path.read_text() != f"{client} {session_id}":
+            raise RequestError("no session is saved under that id", param="session_id", code="session_not_found")
+        return {"num_tokens": 32, "num_lost_tokens": 0}
+
+    async def forget_session(self, client: str, session_id: str) -> None:
+        raise RequestError(f"no session {session_id!r} is known", param="session_id", code="session_not_found")
+
     async def set_memory(self, num_bytes: int) -> BudgetChange:
         if num_bytes < 1 << 20:
             raise DoesNotFit("1.00 MiB is the least", needed_bytes=1 << 20, available_bytes=num_bytes)

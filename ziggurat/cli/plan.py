@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ziggurat.cli import plan_device
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.model_argument import add_model, model_of
 from ziggurat.cli.output import add_output_flags, emit, table
@@ -33,6 +34,7 @@ def parser() -> Parser:
     parser = Parser("ziggurat plan", "Say whether a model fits a budget, and what fits: reads headers, loads nothing.")
     add_model(parser)
     add_flags(parser, [flag for flag in flags_of(EngineConfig) if flag.field in _FIELDS])
+    add_flags(parser, flags_of(plan_device.DeviceOptions))
     add_output_flags(parser)
     return parser
 
@@ -44,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
         ModelError, ConfigError: the model or a setting is wrong.
     """
     namespace = parser().parse(argv)
+    if getattr(namespace, "device", None):
+        return plan_device.run(namespace, model_of(namespace))
     config = build(EngineConfig, namespace, model=model_of(namespace))
     source = open_model(config)
     memory_bytes = default_budget(ASSUMED_BASELINE_BYTES) if config.memory is None else parse_size(config.memory)

@@ -92,7 +92,8 @@ def look(connection: Connection) -> dict[str, Any]:
 
     Keys: ``url``, ``model``, ``phase``, ``uptime_s``, ``max_model_len_tokens``, ``requests`` (counts and token totals), ``sequences``
     (request, state, age, tokens, bytes of their own and bytes they share), ``kv_bytes``, ``budget_bytes``, ``baseline_bytes``,
-    ``pss_bytes``, ``above_baseline_bytes`` (what the budget is checked against), ``ledger``.
+    ``pss_bytes``, ``above_baseline_bytes`` (what the budget is checked against), ``ledger``; ``clients``, ``adapters``,
+    ``sessions_kept``, ``swap`` and ``streaming`` as in ``GET /memory``.
 
     Raises:
         ConfigError: whoever answers is no server of ours.
@@ -113,6 +114,9 @@ def look(connection: Connection) -> dict[str, Any]:
             "pss_bytes": report["process"]["pss_bytes"],
             "above_baseline_bytes": report["process"]["above_baseline_bytes"],
             "ledger": report["ledger"],
+            # A server of an older version tells nothing of these.
+            **{name: report.get(name) or [] for name in ("clients", "adapters", "sessions_kept")},
+            **{name: report.get(name) for name in ("swap", "streaming")},
         }
     except (KeyError, TypeError) as error:
         raise ConfigError(
@@ -163,7 +167,41 @@ def as_text(data: Mapping[str, Any]) -> str:
     if rates is not None:
         now = f"{rates['prompt_tokens']:.1f} of prompts, {rates['generation_tokens']:.1f} generated per second"
         facts.insert(4, ("now", now))
-    return "\n\n".join([table(facts), _requests(data["sequences"]), memory_table(data)])
+    if data.get("swap"):
+        swap = data["swap"]
+        held = swap["num_waiting_slots"] + swap["num_running_slots"]
+        moved = f"{swap['swapped_out_tokens']:,} tokens out, {swap['swapped_in_tokens']:,} back"
+        facts.append(("swap", f"{held} of {swap['num_slots']} slots hold copies; {moved}"))
+    if data.get("streaming"):
+        streaming = data["streaming"]
+        layers = f"{streaming['num_streamed_layers']} of {streaming['num_layers']} layers"
+        facts.append(("streaming", f"{layers}, {format_bytes(streaming['step_bytes'])} read in every step"))
+    return "\n\n".join([table(facts), _requests(data["sequences"]), *_holders(data), memory_table(data)])
+
+
+def _holders(data: Mapping[str, Any]) -> list[str]:
+    """Tables of those who hold memory or were served beside single requests; nothing where there is nobody."""
+    adapters = [row for row in data.get("adapters", ()) if row["is_loaded"]]
+    sessions = data.get("sessions_kept", ())
+    clients = [row for row in data.get("clients", ()) if row["client"] or row["num_requests"]]
+    tables = [
+        (("client", "service", "requests", "waiting"), clients, ("client", "service", "num_requests", "num_waiting")),
+        (("adapter", "rank", "KV blocks", "in use"), adapters, ("name", "rank", "num_blocks", "num_continuations")),
+        (
+            ("session", "client", "tokens", "KV blocks kept"),
+            sessions,
+            ("session_id", "client", "num_tokens", "num_pinned_blocks"),
+        ),
+    ]
+    return [
+        table([head, *([_shown(row[key]) for key in keys] for row in rows)], right=(2, 3))
+        for head, rows, keys in tables
+        if rows
+    ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value) or "-"
 
 
 def _requests(sequences: Sequence[Mapping[str, Any]]) -> str:

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ziggurat.engine.fingerprint import fingerprint
 from ziggurat.engine.types import AnyRequest
 from ziggurat.errors import ConfigError, DoesNotFit, ModelError, QueueFull, RequestError, UnsupportedFeature
 from ziggurat.kernels.arrays import FLOAT_CODES
@@ -76,11 +77,11 @@ class AdapterPool:
     Args:
         store: gives blocks; never so many that a lone sequence of max_model_len would not fit beside them.
         pools: the arenas of its groups.
-        set_aside: blocks of each group that others keep out of circulation.
+        set_aside: blocks of each group that are out of circulation, these among them.
     """
 
     def __init__(
-        self, plan: Plan, store: PagedKVStore, pools: Sequence[Arena], set_aside: Callable[[], int] = lambda: 0
+        self, plan: Plan, store: PagedKVStore, pools: Sequence[Arena], set_aside: Callable[[], int] | None = None
     ) -> None:
         self._plan, self._store, self._pools, self._set_aside = plan, store, pools, set_aside
         self._places = _places(plan)
@@ -135,6 +136,15 @@ class AdapterPool:
         if name in self._loaded:
             self._unload(name)
         del self._known[name]
+
+    def fingerprint(self, name: str) -> str:
+        """Of an adapter's files.
+
+        Raises:
+            RequestError: it is not known.
+        """
+        self._check_known(name)
+        return fingerprint(self._known[name].folder)
 
     # ---- requests
 
@@ -259,7 +269,7 @@ class AdapterPool:
         """Blocks that adapters may have together."""
         needed = self._store.peak_blocks(self._plan.limits.max_model_len)
         spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
-        return spare - self._set_aside()
+        return spare - (self._set_aside() - self.num_blocks if self._set_aside is not None else 0)
 
     def _pack(self, source: AdapterSource) -> list[list[tuple[TensorEntry, str, int, int]]]:
         """Which matrices (entry, tensor, group, offset) lie in which block: the largest first, each where it fits first."""

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.eviction import eviction_of
 from ziggurat.engine.executor import PlanExecutor
+from ziggurat.engine.fingerprint import fingerprint
 from ziggurat.engine.generation import GenerationDefaults
 from ziggurat.engine.interface import ModelInfo
 from ziggurat.engine.resources import Resources
+from ziggurat.engine.sessions import Sessions
 from ziggurat.engine.sizing import ModelSource
 from ziggurat.engine.swapping import make_swap_space
 from ziggurat.memory.fit import Fit
@@ -19,6 +24,9 @@ from ziggurat.scheduling.order import ORDERS
 from ziggurat.scheduling.planners import resolve as resolve_planner
 from ziggurat.scheduling.preemption import PREEMPTION_MODES
 from ziggurat.scheduling.protocol import TokenBudget
+
+if TYPE_CHECKING:
+    from ziggurat.engine.engine import Engine
 
 
 def model_info(config: EngineConfig, source: ModelSource, fit: Fit, defaults: GenerationDefaults) -> ModelInfo:
@@ -72,4 +80,16 @@ def make_core(
         clients=Clients(config.client_weights),
         swap=make_swap_space(fit.plan, config.swap_bytes),
         preemption_mode=PREEMPTION_MODES.get(config.preemption_mode),
+    )
+
+
+def make_sessions(engine: Engine, source: ModelSource) -> Sessions:
+    """The sessions of an engine; fingerprints are taken when something is saved or restored."""
+    return Sessions(
+        engine.fit.plan,
+        engine.store,
+        engine.resources.pools,
+        model=cache(lambda: fingerprint(source.folder)),
+        adapter=engine.adapters.fingerprint,
+        set_aside=engine._set_aside,
     )

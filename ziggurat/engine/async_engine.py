@@ -142,6 +142,19 @@ class AsyncEngine:
         """`EngineInterface.reset_prefix_cache`, between two steps."""
         return await asyncio.wrap_future(self._driver.call(self.engine.reset_prefix_cache))
 
+    async def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        """`EngineInterface.save_session`, between two steps."""
+        return await asyncio.wrap_future(self._driver.call(lambda: self.engine.save_session(client, session_id, path)))
+
+    async def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        """`EngineInterface.restore_session`, between two steps."""
+        call = self._driver.call(lambda: self.engine.restore_session(client, session_id, adapter, path))
+        return await asyncio.wrap_future(call)
+
+    async def forget_session(self, client: str, session_id: str) -> None:
+        """`EngineInterface.forget_session`, between two steps."""
+        await asyncio.wrap_future(self._driver.call(lambda: self.engine.forget_session(client, session_id)))
+
     async def load_lora(self, name: str, folder: Path) -> None:
         """`EngineInterface.load_lora`, between two steps."""
         await asyncio.wrap_future(self._driver.call(lambda: self.engine.load_lora(name, folder)))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Another budget while the engine runs: the KV pool shrinks or grows, nothing is lost.
 
-A smaller pool takes free blocks first, then cached prefixes by the eviction policy, then the blocks of the sequences that the queue's order
-would preempt first; those wait, with a copy in the swap space if there is one, and go on. The pages of blocks out of circulation are given
-back to the operating system at once.
+A smaller pool takes free blocks first, then cached prefixes by the eviction policy (those of kept sessions too), then the blocks of the
+sequences that the queue's order would preempt first; those wait, with a copy in the swap space if there is one, and go on. The pages of
+blocks out of circulation are given back to the operating system at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def change_budget(engine: Engine, memory_bytes: int) -> BudgetChange:
     before, after = engine.fit, refit(engine.fit, memory_bytes, engine.store.cache.sizes)
     evicted = engine.store.cache.num_evicted_blocks
     engine.drift.release()
+    if memory_bytes < before.request.memory_bytes:
+        engine.sessions.make_room(0)
     needed = engine.store.peak_blocks(after.plan.limits.max_model_len)
     if not engine.adapters.make_room(min(n - need for n, need in zip(after.num_blocks, needed, strict=True))):
         raise DoesNotFit(

@@ -29,7 +29,7 @@ class DriftWatch:
     Args:
         store: gives up blocks; never so many that a lone sequence of max_model_len would not fit any more.
 
-        set_aside: blocks of each group that others keep for good reasons.
+        set_aside: blocks of each group that are out of circulation, these among them.
 
     Attributes:
         drift_bytes: at the last check, what the process has above the baseline and the ledger's known bytes; may be negative.
@@ -41,9 +41,9 @@ class DriftWatch:
         resources: Resources,
         store: PagedKVStore,
         machine: Machine,
-        set_aside: Callable[[], int] = lambda: 0,
+        set_aside: Callable[[], int] | None = None,
     ) -> None:
-        self._set_aside = set_aside
+        self._set_aside = set_aside or (lambda: self.num_blocks)
         self._resources = resources
         self._store = store
         self._machine = machine
@@ -94,7 +94,7 @@ class DriftWatch:
         limits = self._resources.fit.plan.limits
         needed = self._store.peak_blocks(limits.max_model_len)
         spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
-        spare -= self._set_aside()
+        spare -= self._set_aside() - self.num_blocks
         while len(self._ballast) < min(wanted, spare) and min(self._store.free_blocks()) > 0:
             self._take_one()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ziggurat import kernels
 from ziggurat.clock import Clock, WallClock
 from ziggurat.engine.adapters import AdapterPool
-from ziggurat.engine.assembly import make_core, make_store, model_info
+from ziggurat.engine.assembly import make_core, make_sessions, make_store, model_info
 from ziggurat.engine.assets import load_assets
 from ziggurat.engine.budget import change_budget
 from ziggurat.engine.calibrate import calibrate_engine
@@ -55,6 +55,7 @@ class _Continuation:
     queue_s: float | None = None
     num_output_tokens: int = 0
     prompt_logprobs: list[SampledToken] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)  # of a session's request only
 
 
 class Engine:
@@ -81,7 +82,7 @@ class Engine:
         self.model = model_info(config, source, resources.fit, assets.defaults)
         self.layers = make_stream(config, source, resources)
         self.store = make_store(config, resources)
-        self.adapters = AdapterPool(self.fit.plan, self.store, resources.pools, lambda: self.drift.num_blocks)
+        self.adapters = AdapterPool(self.fit.plan, self.store, resources.pools, self._set_aside)
         memory = Memory(
             weights=weight_views(self.fit.plan, resources.weights),
             workspace=resources.workspace,
@@ -93,7 +94,8 @@ class Engine:
         )
         self.executor = PlanExecutor(self.fit.plan, memory, ops)
         self.core = make_core(config, self.fit, self.model, self.store, self.executor)
-        self.drift = DriftWatch(resources, self.store, self.machine, lambda: self.adapters.num_blocks)
+        self.sessions = make_sessions(self, source)
+        self.drift = DriftWatch(resources, self.store, self.machine, self._set_aside)
         self.scores = ScoreBudget(resources.reserve_bytes() // 2)
         self.num_steps = 0
         self.busy_s = 0.0
@@ -175,8 +177,11 @@ class Engine:
             return outputs
         started_s = self._clock.now()
         done = self.core.step(started_s)
+        self.sessions.expire(started_s)
         if done.preempted:
-            self.adapters.make_room(0)  # those that nobody uses now
+            # What is only wished for gives way.
+            self.adapters.make_room(0)
+            self.sessions.make_room(0)
         for admission in done.admitted:
             self._note_admission(admission, started_s)
         if done.error is not None:
@@ -215,6 +220,21 @@ class Engine:
         num_blocks = sum(group.cached for group in self.store.stats())
         self.store.drop_cache()
         return num_blocks
+
+    def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        """See `Sessions.save`."""
+        self._check_open()
+        return self.sessions.save(client, session_id, path)
+
+    def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        """See `Sessions.restore`."""
+        self._check_open()
+        return self.sessions.restore(client, session_id, adapter, path)
+
+    def forget_session(self, client: str, session_id: str) -> None:
+        """See `Sessions.forget`."""
+        self._check_open()
+        self.sessions.forget(client, session_id)
 
     def lora_names(self) -> tuple[str, ...]:
         """See `EngineInterface.lora_names`."""
@@ -262,6 +282,7 @@ class Engine:
             parts.callback(self.store.audit)
             parts.callback(self.drift.release)
             parts.callback(self.adapters.close)
+            parts.callback(self.sessions.close)
             parts.callback(self._end_all)
 
     def _end_all(self) -> None:
@@ -284,6 +305,10 @@ class Engine:
 
     # ---- parts
 
+    def _set_aside(self) -> int:
+        """Blocks of each group that neither sequences nor the prefix cache can have now."""
+        return self.drift.num_blocks + self.adapters.num_blocks + self.sessions.num_blocks
+
     def _check_open(self) -> None:
         if not self._is_open:
             raise EngineError("the engine is closed")
@@ -302,6 +327,8 @@ class Engine:
     def _on_token(self, new: NewToken, end: Finished | None) -> GenerateOutput:
         continuation = self._continuations[new.seq_id]
         continuation.num_output_tokens += 1
+        if continuation.request.session_id:
+            continuation.output_ids.append(new.token.token_id)
         text = continuation.text
         is_stop_token = end is not None and end.stop_token_id is not None
         shown = (
@@ -349,6 +376,9 @@ class Engine:
         if reason is not None and continuation.index == 0:
             self.scores.release(continuation.request.request_id)
         if reason is not None:
+            request = continuation.request
+            if isinstance(request, GenerateRequest) and request.session_id and continuation.index == 0:
+                self.sessions.note(request, continuation.output_ids, self._clock.now())
             self.adapters.release(continuation.request.request_id)
         return GenerateOutput(
             request_id=continuation.request.request_id,

@@ -80,6 +80,18 @@ class EngineInterface(Protocol):
         """Forget every cached block that no sequence holds; returns their number. Open sequences keep theirs."""
         ...
 
+    def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        """See `engine.sessions.Sessions.save`."""
+        ...
+
+    def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        """See `engine.sessions.Sessions.restore`."""
+        ...
+
+    def forget_session(self, client: str, session_id: str) -> None:
+        """See `engine.sessions.Sessions.forget`."""
+        ...
+
     def lora_names(self) -> tuple[str, ...]:
         """Adapters that requests may name; any thread may ask."""
         ...

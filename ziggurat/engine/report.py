@@ -23,7 +23,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
     `memory.waste`), ``sequences`` (holdings of every open sequence), ``prefix_cache``, ``swap`` (slots, and tokens copied out and
     back; None without a swap space), ``streaming`` (see `LayerStream.report`; None if all
     weights stay), ``clients`` (see `Clients.rows`),
-    ``adapters`` (see `AdapterPool.report`).
+    ``adapters`` (see `AdapterPool.report`), ``sessions_kept`` (see `Sessions.report`).
     """
     resources, process = engine.resources, engine.machine.process_memory()
     ledger = resources.ledger
@@ -59,6 +59,7 @@ def memory_report(engine: Engine) -> dict[str, Any]:
         "streaming": None if engine.layers is None else engine.layers.report(),
         "clients": engine.core.clients.rows(),
         "adapters": engine.adapters.report(),
+        "sessions_kept": engine.sessions.report(engine.now()),
     }
 
 

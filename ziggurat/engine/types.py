@@ -25,6 +25,8 @@ class GenerateRequest:
         client: whose request it is, for fairness between clients (scheduling policy ``vtc``).
         deadline_s: seconds after its arrival when it should be done, for the scheduling policy ``deadline``; None is no hurry.
         adapter: the LoRA adapter that it is for; "" is the base model.
+        session_id: the conversation that it belongs to, the client's own name for it; "" is none.
+        keep_s: keep what is cached of the session for so many seconds after this request, if there is room.
     """
 
     request_id: str
@@ -36,8 +38,12 @@ class GenerateRequest:
     client: str = ""
     deadline_s: float | None = None
     adapter: str = ""
+    session_id: str = ""
+    keep_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.keep_s and not self.session_id:
+            raise RequestError("keep_s keeps a session: send session_id too", param="keep_s")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise RequestError(f"deadline_s must be above 0 seconds, got {self.deadline_s}", param="deadline_s")
 
@@ -66,6 +72,7 @@ class EmbedRequest:
     params: ClassVar[SamplingParams] = SamplingParams()
     """Nothing is sampled; here so that it can pass for an `EngineRequest`."""
     expected_tokens: ClassVar[None] = None
+    session_id: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "last"):

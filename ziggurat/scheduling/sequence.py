@@ -224,9 +224,9 @@ class SequenceState:
         )
 
 
-def salt_of(request: EngineRequest) -> str:
+def salt_of(cache_salt: str, adapter: str) -> str:
     """Who may share a prefix: requests of the same salt and the same adapter, whose KV is the same."""
-    return f"{request.cache_salt}\0{request.adapter}" if request.adapter else request.cache_salt
+    return f"{cache_salt}\0{adapter}" if adapter else cache_salt
 
 
 def new_family(
@@ -252,7 +252,7 @@ def new_family(
             max_tokens=max_tokens,
             expected_tokens=min(request.expected_tokens or max_tokens, max_tokens),
             seed=derive_seed(seed, index),
-            cache_salt=salt_of(request),
+            cache_salt=salt_of(request.cache_salt, request.adapter),
             adapter=request.adapter,
             priority=request.priority,
             client=client,

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import ziggurat
 from ziggurat.errors import RequestError, ZigguratError
 from ziggurat.registry import nearest
-from ziggurat.server import budget, chat, completions, embeddings, info, lora, tokens
+from ziggurat.server import budget, chat, completions, embeddings, info, lora, sessions, tokens
 from ziggurat.server.auth import Guard, load_keys
 from ziggurat.server.bodies import Bodies
 from ziggurat.server.config import ServerConfig
@@ -66,6 +66,7 @@ def create_app(
     app.router.redirect_slashes = False
     for room in (info, chat, completions, embeddings, tokens, budget, lora):
         app.include_router(room.make_router(rooms))
+    app.include_router(sessions.make_router(rooms, config.session_folder))
     for router in routers:
         app.include_router(router)
     app.openapi = with_bodies(app.openapi)  # type: ignore[method-assign]

@@ -41,6 +41,9 @@ class ServerConfig:
     admin_api_key: tuple[str, ...] = option(
         (), "key for routes that change state (default: the API keys)", group="access", is_secret=True
     )
+    session_folder: Path | None = option(
+        None, "where clients may save the KV of their sessions; without it they cannot", group="server"
+    )
     max_body_size: str | int = option("4MiB", "largest request body; more gets 413", group="server")
     body_timeout: float = option(
         30.0, "seconds a client may take to send the head of a request, and then its body", group="server"

@@ -51,6 +51,18 @@ class EngineService(EngineText):
             kv_usage_ratio=raw["kv_used_bytes"] / max(raw["kv_total_bytes"], 1.0),
         )
 
+    async def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        """See `Service.save_session`."""
+        return await self._async.save_session(client, session_id, path)
+
+    async def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        """See `Service.restore_session`."""
+        return await self._async.restore_session(client, session_id, adapter, path)
+
+    async def forget_session(self, client: str, session_id: str) -> None:
+        """See `Service.forget_session`."""
+        await self._async.forget_session(client, session_id)
+
     async def load_lora(self, name: str, folder: Path) -> None:
         """See `Service.load_lora`."""
         await self._async.load_lora(name, folder)

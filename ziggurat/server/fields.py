@@ -18,7 +18,6 @@ _COMMON: Mapping[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "session_id": (),
     "guided_decoding_backend": ("auto",),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),

@@ -100,6 +100,8 @@ def generate_requests(
             cache_salt=body.cache_salt or "",
             client=client,
             adapter=adapter,
+            session_id=(body.session_id or "") if index == 0 else "",
+            keep_s=(body.keep_s or 0.0) if index == 0 else 0.0,
             deadline_s=body.deadline_s,
         )
         for index, prompt_ids in enumerate(prompts)

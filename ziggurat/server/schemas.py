@@ -16,6 +16,8 @@ from ziggurat.server.structured import ResponseFormat, StructuredOutputs
 from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool, ToolChoice, chosen_names
 
 MAX_ID_LENGTH = 128
+SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names a file, too."""
 MAX_LOGIT_BIASES = 4096
 MAX_TOKEN_DIGITS = 18  # more than any vocabulary; Python refuses to read a number of thousands
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
@@ -101,6 +103,8 @@ class CommonRequest(Strict):
     top_k: int | None = None
     min_p: float | None = None
     priority: int | None = None
+    session_id: str | None = Field(None, pattern=SESSION_ID, max_length=MAX_ID_LENGTH)
+    keep_s: float | None = Field(None, gt=0, le=604800)
     deadline_s: float | None = Field(None, gt=0, le=86400)
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:/-]+$", max_length=MAX_ID_LENGTH)
     cache_salt: str | None = Field(None, min_length=1)

@@ -119,6 +119,33 @@ class Service(ModelText, Protocol):
         """
         ...
 
+    async def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        """Write what is cached of a client's session; ``num_tokens`` and ``num_bytes``. Other requests wait meanwhile.
+
+        Raises:
+            UserError: unknown, not cached any more, or the file cannot be written.
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        """Put a saved session into the prefix cache; ``num_tokens`` and ``num_lost_tokens``.
+
+        Raises:
+            RequestError: nothing is saved, or it is of another model, adapter or format.
+            EngineError: the engine has failed.
+        """
+        ...
+
+    async def forget_session(self, client: str, session_id: str) -> None:
+        """End a session.
+
+        Raises:
+            RequestError: unknown.
+            EngineError: the engine has failed.
+        """
+        ...
+
     async def load_lora(self, name: str, folder: Path) -> None:
         """Serve one more LoRA adapter under that model name.
 

@@ -72,6 +72,15 @@ class FakeEngine:
     def reset_prefix_cache(self) -> int:
         return 5
 
+    def save_session(self, client: str, session_id: str, path: Path) -> dict[str, int]:
+        raise RequestError(f"no session {session_id!r} is known", param="session_id")
+
+    def restore_session(self, client: str, session_id: str, adapter: str, path: Path) -> dict[str, int]:
+        raise RequestError(f"no session {session_id!r} is saved", param="session_id")
+
+    def forget_session(self, client: str, session_id: str) -> None:
+        raise RequestError(f"no session {session_id!r} is known", param="session_id")
+
     def lora_names(self) -> tuple[str, ...]:
         return ()
 

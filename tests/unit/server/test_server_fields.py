@@ -194,7 +194,7 @@ def test_bookkeeping_is_accepted(name: str) -> None:
     ("name", "value"),
     [
         ("reasoning_effort", "high"),
-        ("session_id", "s"),
+        ("kv_transfer_params", {"a": 1}),
         ("guided_whitespace_pattern", "x"),
         ("functions", [{"name": "f"}]),
         ("echo", True),

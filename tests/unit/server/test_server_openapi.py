@@ -28,6 +28,10 @@ def test_the_document() -> None:
         "/memory",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
+        "/v1/sessions",
+        "/v1/sessions/{session_id}",
+        "/v1/sessions/{session_id}/save",
+        "/v1/sessions/{session_id}/restore",
     }
     assert set(document["paths"]) == routes
     schemas = document["components"]["schemas"]
