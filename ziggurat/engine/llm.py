@@ -56,11 +56,14 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str = "",
     ) -> list[RequestOutput]:
         """Continue one prompt or many, given as text or as token ids; answers come in the order of the prompts.
 
         Args:
             sampling_params: one for all or one per prompt; by default what the checkpoint's generation_config.json says.
+            adapter: a LoRA adapter by its name in ``lora_modules``; "" is the base model.
 
         Raises:
             RequestError: a prompt or a setting is wrong; nothing of the call goes on running.
@@ -69,7 +72,7 @@ class LLM:
         many = _as_prompts(prompts)
         params = self._params(sampling_params, len(many))
         requests = [
-            GenerateRequest(request_id=self._new_id(), prompt_ids=self._ids(prompt), params=each)
+            GenerateRequest(request_id=self._new_id(), prompt_ids=self._ids(prompt), params=each, adapter=adapter)
             for prompt, each in zip(many, params, strict=True)
         ]
         results: dict[str, Generating] = {}

@@ -18,6 +18,7 @@ from tests.checkpoints import write_checkpoint
 from tests.unit.engine.settings import FASTEST
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
+from ziggurat.engine.llm import LLM
 from ziggurat.engine.types import EmbedRequest, GenerateRequest
 from ziggurat.errors import ConfigError, DoesNotFit, ModelError, QueueFull, RequestError, UnsupportedFeature
 from ziggurat.scheduling.sampling import SamplingParams
@@ -243,6 +244,18 @@ def test_bad_adapters_are_refused_alone_and_by_name(base: Path, folders: dict[st
             engine.load_lora(engine.model.name, folders["small"])
         assert run(engine, {"fine": (PROMPTS[0], "small")})["fine"]
         assert sum(stats.used for stats in engine.store.stats()) == engine.adapters.num_blocks
+
+
+def test_the_python_interface_takes_a_name(base: Path, folders: dict[str, Path]) -> None:
+    settings: dict[str, Any] = {"max_model_len": 64, "lora_modules": (f"small={folders['small']}",), "kernels": FASTEST}
+    with LLM(str(base), memory="32MiB", **settings) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+        plain, tuned = (
+            llm.generate([PROMPTS[0]], params, adapter=name)[0].outputs[0].token_ids for name in ("", "small")
+        )
+        assert plain != tuned
+        with pytest.raises(RequestError, match="no adapter 'smal' is loaded, did you mean 'small'"):
+            llm.generate([PROMPTS[0]], params, adapter="smal")
 
 
 def test_modules_are_named_or_refused_at_start(base: Path, folders: dict[str, Path]) -> None:
