@@ -28,7 +28,7 @@ from ziggurat.engine.types import GenerateRequest
 from ziggurat.scheduling.sampling import SamplingParams
 
 NUM_CLIENTS, BEFORE_S, AFTER_S = 24, 20.0, 60.0
-LARGE, SMALL = 400 << 20, 200 << 20
+LARGE, SMALL = 256 << 20, 128 << 20
 
 
 class Load:
