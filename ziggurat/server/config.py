@@ -41,6 +41,12 @@ class ServerConfig:
     admin_api_key: tuple[str, ...] = option(
         (), "key for routes that change state (default: the API keys)", group="access", is_secret=True
     )
+    memory_pressure: str = option(
+        "ignore",
+        "follow: shrink the budget when the control group's limit does or the kernel stalls for memory, and grow it back",
+        choices=("ignore", "follow"),
+        group="server",
+    )
     session_folder: Path | None = option(
         None, "where clients may save the KV of their sessions; without it they cannot", group="server"
     )
@@ -59,7 +65,12 @@ class ServerConfig:
             raise ConfigError(f"port must be between 0 and {MAX_PORT}, got {self.port!r}")
         if not self.host:
             raise ConfigError("host must not be empty; 127.0.0.1 serves this machine only, 0.0.0.0 every machine")
-        for name, choices in (("log_format", FORMATS), ("log_level", LEVELS), ("metrics_compat", METRICS_COMPAT)):
+        for name, choices in (
+            ("log_format", FORMATS),
+            ("log_level", LEVELS),
+            ("metrics_compat", METRICS_COMPAT),
+            ("memory_pressure", ("ignore", "follow")),
+        ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("shutdown_timeout", "log_interval"):

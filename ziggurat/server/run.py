@@ -33,6 +33,7 @@ from ziggurat.server.config import ServerConfig
 from ziggurat.server.console import Announce, announcer
 from ziggurat.server.http11 import http11
 from ziggurat.server.listen import address_url, bind_socket, close_socket, unlink_socket
+from ziggurat.server.pressure import follow_pressure
 from ziggurat.server.recalled import Recaller
 from ziggurat.server.reporter import report
 from ziggurat.server.service import Service
@@ -192,6 +193,8 @@ class _Run:
         tasks = []
         if self._config.log_interval > 0:
             tasks.append(asyncio.create_task(report(service, rooms.metrics, self._config.log_interval)))
+        if self._config.memory_pressure == "follow":
+            tasks.append(asyncio.create_task(follow_pressure(service)))
         try:
             while not self._signals.arrived.is_set():
                 self._raise_if_dead(service)
