@@ -92,6 +92,8 @@ class Resources:
             self.ledger.set_limit(RAM, limit)
         for num_bytes, lease in sorted(changes, key=lambda change: change[0] - change[1].num_bytes):
             lease.resize(num_bytes)
+        for row in _rows(fit):
+            self._leases[row.kind].why = row.why
         self.ledger.set_limit(RAM, limit)
         self.fit = fit
 

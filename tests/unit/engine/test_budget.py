@@ -70,6 +70,8 @@ def check(engine: Engine, budget: int) -> None:
     engine.resources.ledger.audit()
     assert engine.resources.ledger.limit(RAM) == budget == engine.resources.ledger.used(RAM)
     blocks = engine.store.total_blocks()
+    (pool,) = [row for row in engine.resources.ledger.rows() if row.kind == "kv" and row.depth == 0]
+    assert pool.why.startswith(f"pool of {' + '.join(map(str, blocks))} blocks")
     assert blocks == engine.fit.num_blocks
     groups = engine.fit.plan.program.kv_groups()
     for pool, group, count in zip(engine.resources.pools, groups, blocks, strict=True):
