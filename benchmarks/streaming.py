@@ -154,7 +154,7 @@ def main() -> int:
         shape=asked.shape,
         memory_bytes=parse_size(asked.memory),
         batch=asked.batch,
-        weight_bytes=sum(span.num_bytes for span in plan.layer_spans) + plan.weight_bytes,
+        weight_bytes=sum(weight.num_bytes for weight in plan.weights.values()),
         streaming=streaming,
         process=process,
         **found,

@@ -28,7 +28,7 @@ from ziggurat.errors import ConfigError, DoesNotFit, ModelError, QueueFull, Requ
 from ziggurat.kernels.arrays import FLOAT_CODES
 from ziggurat.kernels.ops import MAX_LORA_RANK
 from ziggurat.memory.arena import Arena
-from ziggurat.memory.kv import DROPPED
+from ziggurat.memory.kv import DROPPED, spare_blocks
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.programs.adapter import AdapterSource, LowRank, read_adapter
 from ziggurat.programs.checkpoint import TensorEntry
@@ -267,8 +267,7 @@ class AdapterPool:
 
     def _room(self) -> int:
         """Blocks that adapters may have together."""
-        needed = self._store.peak_blocks(self._plan.limits.max_model_len)
-        spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
+        spare = spare_blocks(self._store, self._plan.limits.max_model_len)
         return spare - (self._set_aside() - self.num_blocks if self._set_aside is not None else 0)
 
     def _pack(self, source: AdapterSource) -> list[list[tuple[TensorEntry, str, int, int]]]:

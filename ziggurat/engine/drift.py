@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from ziggurat.engine.resources import Resources
-from ziggurat.memory.kv import DROPPED
+from ziggurat.memory.kv import DROPPED, spare_blocks
 from ziggurat.memory.machine import Machine
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.units import ceil_div, format_bytes
@@ -91,9 +91,7 @@ class DriftWatch:
     def _set(self, wanted: int) -> None:
         while len(self._ballast) > wanted:
             self._store.release(self._ballast.pop())
-        limits = self._resources.fit.plan.limits
-        needed = self._store.peak_blocks(limits.max_model_len)
-        spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
+        spare = spare_blocks(self._store, self._resources.fit.plan.limits.max_model_len)
         spare -= self._set_aside() - self.num_blocks
         while len(self._ballast) < min(wanted, spare) and min(self._store.free_blocks()) > 0:
             self._take_one()

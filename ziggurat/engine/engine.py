@@ -251,6 +251,9 @@ class Engine:
         """See `EngineInterface.unload_lora`."""
         self._check_open()
         self.adapters.unregister(name)
+        # The name may come back with other numbers, and cached KV is found by the name.
+        self.sessions.forget_adapter(name)
+        self.store.drop_cache()
 
     def set_memory(self, num_bytes: int) -> BudgetChange:
         """See `EngineInterface.set_memory`."""

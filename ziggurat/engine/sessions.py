@@ -18,7 +18,7 @@ from ziggurat.engine.session_file import Blocks, SessionHead, checksum, read_ses
 from ziggurat.engine.types import GenerateRequest
 from ziggurat.errors import RequestError, UnsupportedFeature
 from ziggurat.memory.arena import Arena
-from ziggurat.memory.kv import DROPPED, OutOfBlocks
+from ziggurat.memory.kv import DROPPED, OutOfBlocks, spare_blocks
 from ziggurat.memory.paged import PagedKVStore
 from ziggurat.programs.plan import Plan
 from ziggurat.scheduling.sequence import salt_of
@@ -59,6 +59,7 @@ class Sessions:
         self._plan, self._store, self._pools = plan, store, pools
         self._model, self._adapter, self._set_aside = model, adapter, set_aside
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        self._pinned: OrderedDict[tuple[str, str], _Session] = OrderedDict()  # looked at in every step
         self._num_tokens = 0
 
     # ---- remembering and keeping
@@ -80,21 +81,19 @@ class Sessions:
 
     def expire(self, now_s: float) -> None:
         """Let go of pins whose time has come."""
-        for key, session in self._sessions.items():
+        for key, session in list(self._pinned.items()):
             if session.expires_s is not None and session.expires_s <= now_s:
                 self._unpin(key, session)
 
     def make_room(self, max_blocks: int) -> None:
         """Let go of the oldest pins until at most so many blocks are pinned."""
-        for key, session in self._sessions.items():
-            if self.num_blocks <= max_blocks:
-                return
-            self._unpin(key, session)
+        while self._pinned and self.num_blocks > max_blocks:
+            self._unpin(*next(iter(self._pinned.items())))
 
     @property
     def num_blocks(self) -> int:
         """Blocks of each group that pins hold."""
-        return sum(session.num_pinned_blocks for session in self._sessions.values())
+        return sum(session.num_pinned_blocks for session in self._pinned.values())
 
     def forget(self, client: str, session_id: str) -> None:
         """End a session: its pin goes, its tokens are forgotten; what is saved stays.
@@ -104,6 +103,11 @@ class Sessions:
         """
         self._find(client, session_id)
         self._drop((client, session_id))
+
+    def forget_adapter(self, name: str) -> None:
+        """Forget every session whose KV was computed with an adapter."""
+        for key in [key for key, session in self._sessions.items() if session.adapter == name]:
+            self._drop(key)
 
     def report(self, now_s: float) -> list[dict[str, Any]]:
         """A row per session, the one that was silent for longest first."""
@@ -209,17 +213,16 @@ class Sessions:
 
     def _pin(self, key: tuple[str, str], session: _Session, expires_s: float) -> None:
         num_blocks = len(session.token_ids) // self._store.block_size
-        needed = self._store.peak_blocks(self._plan.limits.max_model_len)
-        spare = min(total - need for total, need in zip(self._store.total_blocks(), needed, strict=True))
-        room = spare - (self._set_aside() - self.num_blocks)
+        room = spare_blocks(self._store, self._plan.limits.max_model_len) - (self._set_aside() - self.num_blocks)
         if num_blocks > room:
             return
         self.make_room(room - num_blocks)
         num_tokens = self._store.hold(_pin_name(key), [*session.token_ids, _PADDING], salt=session.salt)
         session.num_pinned_blocks, session.expires_s = num_tokens // self._store.block_size, expires_s
+        self._pinned[key] = session
 
     def _unpin(self, key: tuple[str, str], session: _Session) -> None:
-        if session.expires_s is not None:
+        if self._pinned.pop(key, None) is not None:
             self._store.release(_pin_name(key))
             session.expires_s, session.num_pinned_blocks = None, 0
 

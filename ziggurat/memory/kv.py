@@ -158,3 +158,8 @@ class OutOfBlocks(Exception):
 
 class WindowPassed(Exception):
     """Internal signal of a KV space: a sequence cannot go back that far; release it and compute it again. Never reaches a user."""
+
+
+def spare_blocks(store: KVStore, num_tokens: int) -> int:
+    """Blocks of each group that may be set aside so that a lone sequence of so many tokens still fits."""
+    return min(total - need for total, need in zip(store.total_blocks(), store.peak_blocks(num_tokens), strict=True))

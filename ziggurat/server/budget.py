@@ -3,22 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ziggurat.errors import ConfigError, RequestError
 from ziggurat.server.body import parse_body
-from ziggurat.server.serving import Rooms
+from ziggurat.server.serving import Rooms, json_response
+from ziggurat.server.tokens import NOTHING_UNSUPPORTED
 from ziggurat.server.turns import Strict
 from ziggurat.units import parse_size
-
-NOTHING_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {}
 
 
 class BudgetRequest(Strict):
@@ -42,6 +38,6 @@ def make_router(rooms: Rooms) -> APIRouter:
         except ConfigError as error:
             raise RequestError(f"budget: {error}", param="budget") from None
         change = await service.set_memory(num_bytes)
-        return Response(msgspec.json.encode(asdict(change)), media_type="application/json")
+        return json_response(asdict(change))
 
     return router

@@ -15,6 +15,7 @@ DEFAULT_PORT = 8000
 MAX_PORT = 65535
 MIN_BODY_BYTES = 1024
 METRICS_COMPAT = ("none", "vllm")
+MEMORY_PRESSURE = ("ignore", "follow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class ServerConfig:
     memory_pressure: str = option(
         "ignore",
         "follow: shrink the budget when the control group's limit does or the kernel stalls for memory, and grow it back",
-        choices=("ignore", "follow"),
+        choices=MEMORY_PRESSURE,
         group="server",
     )
     session_folder: Path | None = option(
@@ -69,7 +70,7 @@ class ServerConfig:
             ("log_format", FORMATS),
             ("log_level", LEVELS),
             ("metrics_compat", METRICS_COMPAT),
-            ("memory_pressure", ("ignore", "follow")),
+            ("memory_pressure", MEMORY_PRESSURE),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

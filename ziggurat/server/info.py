@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from starlette.responses import Response
 import ziggurat
 from ziggurat.server.memory_view import kv_bytes
 from ziggurat.server.service import Service, ServiceStats
-from ziggurat.server.serving import Rooms, check_model
+from ziggurat.server.serving import Rooms, check_model, json_response
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -38,29 +37,29 @@ def _add_models(router: APIRouter, rooms: Rooms) -> None:
     async def models() -> Response:
         service = rooms.state.ready_service()
         cards = [_card(rooms, service, name) for name in service.model_names]
-        return _json({"object": "list", "data": cards})
+        return json_response({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}", summary="One served model")
     async def model(name: str) -> Response:
         service = rooms.state.ready_service()
-        return _json(_card(rooms, service, check_model(service, name)))
+        return json_response(_card(rooms, service, check_model(service, name)))
 
 
 def _add_health(router: APIRouter, rooms: Rooms) -> None:
     @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="Alive, whether or not the model is loaded")
     async def health() -> Response:
-        return _json({"status": "ok", "phase": rooms.state.phase})
+        return json_response({"status": "ok", "phase": rooms.state.phase})
 
     @router.head("/ready", include_in_schema=False)
     @router.get("/ready", summary="200 when requests are taken; 503 while loading or draining")
     async def ready() -> Response:
         rooms.state.ready_service()
-        return _json({"status": "ready"})
+        return json_response({"status": "ready"})
 
     @router.get("/version", summary="Version of Ziggurat")
     async def version() -> Response:
-        return _json({"version": ziggurat.__version__})
+        return json_response({"version": ziggurat.__version__})
 
 
 def _add_state(router: APIRouter, rooms: Rooms) -> None:
@@ -82,7 +81,7 @@ def _add_state(router: APIRouter, rooms: Rooms) -> None:
             "requests": _request_counts(rooms, stats),
             "kv_bytes": kv_bytes(memory),
         }
-        return _json(memory | about)
+        return json_response(memory | about)
 
 
 def _request_counts(rooms: Rooms, stats: ServiceStats) -> dict[str, Any]:
@@ -126,7 +125,3 @@ def _card(rooms: Rooms, service: Service, name: str) -> dict[str, Any]:
         "max_model_len": service.max_model_len,
         **({"parent": service.model_names[0]} if name != service.model_names[0] else {}),
     }
-
-
-def _json(data: Any) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")

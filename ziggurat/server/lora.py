@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
@@ -15,7 +14,7 @@ from starlette.responses import Response
 
 from ziggurat.errors import ConfigError, ModelError, RequestError, UnsupportedFeature
 from ziggurat.server.body import parse_body
-from ziggurat.server.serving import Rooms
+from ziggurat.server.serving import Rooms, json_response
 from ziggurat.server.turns import Strict
 
 NOTHING_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {"lora_int_id": (0,), "load_inplace": (False,)}
@@ -48,7 +47,7 @@ def make_router(rooms: Rooms) -> APIRouter:
             await service.load_lora(body.lora_name, Path(body.lora_path))
         except (ConfigError, ModelError, UnsupportedFeature) as error:
             raise RequestError(str(error), param="lora_path", code="invalid_adapter") from None
-        return _json({"message": f"adapter {body.lora_name!r} is served under this model name"})
+        return json_response({"message": f"adapter {body.lora_name!r} is served under this model name"})
 
     @router.post("/v1/unload_lora_adapter", summary="Forget a LoRA adapter")
     async def unload_lora_adapter(request: Request) -> Response:
@@ -57,10 +56,6 @@ def make_router(rooms: Rooms) -> APIRouter:
         with rooms.bodies.hold() as held:
             body = await parse_body(request, held, UnloadLoraRequest, NOTHING_UNSUPPORTED, max_model_len=limit)
         await service.unload_lora(body.lora_name)
-        return _json({"message": f"adapter {body.lora_name!r} is no longer served"})
+        return json_response({"message": f"adapter {body.lora_name!r} is no longer served"})
 
     return router
-
-
-def _json(data: Any) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")

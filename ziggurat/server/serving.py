@@ -77,6 +77,11 @@ def adapter_of(service: ModelText, model: str) -> str:
     return "" if model == service.model_names[0] else model
 
 
+def json_response(data: Any) -> Response:
+    """An answer of 200."""
+    return Response(msgspec.json.encode(data), media_type="application/json")
+
+
 def new_id(prefix: str, wanted: str | None) -> str:
     """``chatcmpl-..``, ``cmpl-..``, ``embd-..``: the client's request_id if it sent one, else random."""
     return f"{prefix}-{wanted or uuid.uuid4().hex}"

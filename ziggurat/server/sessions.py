@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +19,7 @@ from ziggurat.errors import RequestError
 from ziggurat.server.auth import client_of
 from ziggurat.server.errors import UnsupportedField
 from ziggurat.server.schemas import SESSION_ID
-from ziggurat.server.serving import Rooms, adapter_of, check_model
+from ziggurat.server.serving import Rooms, adapter_of, check_model, json_response
 
 _CLIENT_DIGITS = 16
 
@@ -35,19 +33,19 @@ def make_router(rooms: Rooms, folder: Path | None) -> APIRouter:
         client = _client(request)
         rows = (await rooms.state.ready_service().memory()).get("sessions_kept", [])
         data = [{key: row[key] for key in row if key != "client"} for row in rows if row["client"] == client]
-        return _json({"object": "list", "data": data})
+        return json_response({"object": "list", "data": data})
 
     @router.delete("/v1/sessions/{session_id}", summary="Forget a session; what is saved stays")
     async def forget(request: Request, session_id: str) -> Response:
         await rooms.state.ready_service().forget_session(_client(request), _checked(session_id))
-        return _json({"session_id": session_id, "deleted": True})
+        return json_response({"session_id": session_id, "deleted": True})
 
     @router.post("/v1/sessions/{session_id}/save", summary="Save what is cached of a session")
     async def save(request: Request, session_id: str) -> Response:
         client = _client(request)
         path = _path(folder, client, _checked(session_id))
         found = await rooms.state.ready_service().save_session(client, session_id, path)
-        return _json({"session_id": session_id, **found})
+        return json_response({"session_id": session_id, **found})
 
     @router.post(
         "/v1/sessions/{session_id}/restore", summary="Put a saved session into the prefix cache; ?model= for an adapter"
@@ -57,7 +55,7 @@ def make_router(rooms: Rooms, folder: Path | None) -> APIRouter:
         path = _path(folder, client, _checked(session_id))
         adapter = adapter_of(service, check_model(service, request.query_params.get("model")))
         found = await service.restore_session(client, session_id, adapter, path)
-        return _json({"session_id": session_id, **found})
+        return json_response({"session_id": session_id, **found})
 
     return router
 
@@ -84,7 +82,3 @@ def _path(folder: Path | None, client: str, session_id: str) -> Path:
             param="session_id",
         )
     return folder.expanduser() / hashlib.sha256(client.encode()).hexdigest()[:_CLIENT_DIGITS] / f"{session_id}{SUFFIX}"
-
-
-def _json(data: Any) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter
 from pydantic import FailFast, Field, model_validator
 from starlette.requests import Request
@@ -16,7 +15,7 @@ from ziggurat.engine.chat_template import TemplateOptions
 from ziggurat.errors import RequestError
 from ziggurat.server.body import parse_body
 from ziggurat.server.service import Service
-from ziggurat.server.serving import Rooms, check_model, off_loop
+from ziggurat.server.serving import Rooms, check_model, json_response, off_loop
 from ziggurat.server.turns import ChatMessage, Strict, TemplateKwargs, Tool
 
 NOTHING_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {}
@@ -60,7 +59,7 @@ def make_router(rooms: Rooms) -> APIRouter:
     @router.post("/reset_prefix_cache", summary="Forget cached prefixes that no request holds")
     async def reset_prefix_cache() -> Response:
         num_blocks = await rooms.state.ready_service().reset_prefix_cache()
-        return _json({"num_dropped_blocks": num_blocks})
+        return json_response({"num_dropped_blocks": num_blocks})
 
     return router
 
@@ -78,7 +77,7 @@ def _add_tokenize(router: APIRouter, rooms: Rooms) -> None:
         strings = None
         if body.return_token_strs:
             strings = [service.token_bytes(token_id).decode("utf-8", "replace") for token_id in ids]
-        return _json({"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": strings})
+        return json_response({"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": strings})
 
 
 def _encode(service: Service, body: TokenizeRequest) -> list[int]:
@@ -108,8 +107,4 @@ def _add_detokenize(router: APIRouter, rooms: Rooms) -> None:
                         f"token {token_id} is not in the vocabulary (ids 0 to {size - 1})", param="tokens"
                     )
             text = await off_loop(lambda: service.decode(body.tokens, skip_special_tokens=False), len(body.tokens))
-        return _json({"prompt": text})
-
-
-def _json(data: Any) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")
+        return json_response({"prompt": text})

@@ -171,6 +171,26 @@ def test_who_is_not_used_leaves_for_others_and_who_is_used_stays(base: Path, fol
             engine.add(GenerateRequest(request_id="z", prompt_ids=PROMPTS[0], params=SamplingParams(), adapter=first))
 
 
+def test_a_name_that_comes_back_with_other_numbers_finds_nothing_of_the_old_ones(
+    base: Path, folders: dict[str, Path]
+) -> None:
+    with Engine.load(config(base, {})) as engine:
+        engine.load_lora("mine", folders["mixed"])
+        expected = run(engine, {"a": (PROMPTS[3], "mine")})["a"]
+        engine.unload_lora("mine")
+        engine.load_lora("mine", folders["small"])
+        params = SamplingParams(max_tokens=1, ignore_eos=True)
+        asked = {"session_id": "s", "keep_s": 99.0, "adapter": "mine"}
+        engine.add(GenerateRequest(request_id="b", prompt_ids=PROMPTS[3], params=params, **asked))  # type: ignore[arg-type]
+        while engine.has_work:
+            engine.step()
+        assert engine.core.counters.prefix_hit_tokens == 0 and engine.sessions.num_blocks > 0
+        engine.unload_lora("mine")
+        assert engine.sessions.report(0.0) == []
+        engine.load_lora("mine", folders["mixed"])
+        assert run(engine, {"c": (PROMPTS[3], "mine")})["c"] == expected
+
+
 def test_continuations_and_embeddings_run_with_their_adapter(base: Path, folders: dict[str, Path]) -> None:
     with Engine.load(config(base, folders)) as engine:
         params = SamplingParams(n=3, temperature=1.0, seed=1, max_tokens=5, ignore_eos=True)
