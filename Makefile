@@ -14,6 +14,9 @@ TORCH_ARGS ?=
 # How llama.cpp is built for `make bench`. Some virtual machines show AMX and fault when it is used, so it is left out where it shows.
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE_ARGS ?= -DGGML_NATIVE=ON $(shell grep -qs amx_tile /proc/cpuinfo && echo "-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'")
+# Test files run side by side, a process per core; a file's tests stay together. TEST_PROCESSES=0 runs all in one process.
+TEST_PROCESSES ?= auto
+PYTEST := $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 # Flags of `ziggurat serve`, for example make serve ARGS="--memory 1GiB --port 9000".
 ARGS ?=
 NATIVE_SOURCES := $(shell find native -type f \( -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' \) -not -path '*/CMakeFiles/*')
@@ -69,10 +72,11 @@ serve: env ## serve the default model; ARGS= passes flags
 	$(VENV)/bin/ziggurat serve $(ARGS)
 
 test: env-test ## null, unit and integration tests
-	$(PY) -m pytest tests/null tests/unit tests/integration
+	$(PYTEST) tests/null tests/unit tests/integration
 
 test-full: env-test ## everything, tests/slow too; skipped tests are named
-	$(PY) -m pytest -rs tests
+	$(PYTEST) -rs tests/null tests/unit tests/integration
+	$(PY) -m pytest -rs tests/slow
 
 check: env-dev ## lint, format, types, and the rules of the house
 	$(PY) -m ruff check .
