@@ -97,10 +97,13 @@ class BlockCache:
 
     def take(self, group: int, payer: str) -> int:
         """A block with one reference; evicts when nothing is free. The caller has checked that the group has one available."""
-        pool = self.pools[group]
-        if not pool.num_free:
+        self.make_room(group)
+        return self.pools[group].take(payer)
+
+    def make_room(self, group: int) -> None:
+        """Evict, if no block of the group is free."""
+        if not self.pools[group].num_free:
             self.num_evicted_blocks += self._evict(group)
-        return pool.take(payer)
 
     def share(self, group: int, block: int, *, is_hit: bool = False) -> None:
         """One more reference to a used or cached block; ``is_hit`` if somebody looked for its contents and found them."""

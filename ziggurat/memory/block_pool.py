@@ -43,7 +43,7 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that hold nothing."""
-        return self.total - len(self.refs) + len(self.retired) + len(self.free_list)
+        return self.num_unused + len(self.free_list)
 
     @property
     def num_available(self) -> int:
@@ -63,28 +63,48 @@ class BlockPool:
             self.free_list.append(self.retired.pop())
             self.total += 1
         # Never used blocks go first and come last: they cost nothing.
-        num_unused = self.total - len(self.refs) + len(self.retired)
-        num_retired = max(0, self.total - total - num_unused)
+        num_retired = max(0, self.total - total - self.num_unused)
         retiring = self.free_list[:num_retired]
         del self.free_list[:num_retired]
         self.retired += retiring
         self.total = total
         return retiring
 
-    def take(self, payer: str) -> int:
-        """A free block with one reference: the one freed last (its pages are warm), else the first never used one."""
+    @property
+    def num_unused(self) -> int:
+        """Blocks in circulation that were never used."""
+        return self.total - len(self.refs) + len(self.retired)
+
+    def is_free(self, block: int) -> bool:
+        """Whether a block that was used once is on the free list."""
+        return (
+            block < len(self.refs) and not self.refs[block] and self.nodes[block] is None and block not in self.retired
+        )
+
+    def take(self, payer: str, wanted: int | None = None) -> int:
+        """A free block with one reference: ``wanted`` if given, else the one freed last (its pages are warm), else the first never used
+        one."""
         assert self.num_free > 0, "no free block; the caller should have evicted"
-        if self.free_list:
+        if not self.free_list:
+            self.begin_block()
+        if wanted is None:
             block = self.free_list.pop()
-            self.refs[block] = 1
-            self.payers[block] = payer
         else:
-            block = len(self.refs)
-            self.refs.append(1)
-            self.nodes.append(None)
-            self.payers.append(payer)
+            block = wanted
+            self.free_list.remove(block)
+        self.refs[block] = 1
+        self.payers[block] = payer
         self.num_charged += 1
         return block
+
+    def begin_block(self) -> int:
+        """Put the first never used block on the free list."""
+        assert self.num_unused > 0, "every block was used"
+        self.refs.append(0)
+        self.nodes.append(None)
+        self.payers.append(None)
+        self.free_list.append(len(self.refs) - 1)
+        return len(self.refs) - 1
 
     def share(self, block: int) -> bool:
         """One more reference to a used or cached block. Returns whether it was cached."""

@@ -50,9 +50,10 @@ class PagedStoreMachine(RuleBasedStateMachine):
     ) -> None:
         sizes = [max(1, num_blocks + spread * group) for group in range(len(windows))]
         self.ledger, self.pool = make_ledger(windows, sizes)
-        store = make_store(windows, sizes, block_size, enable_prefix_caching=is_caching, lease=self.pool, policy=policy)
-        self.memory = Memory(store)
-        self.store = store
+        self.store = make_store(
+            windows, sizes, block_size, enable_prefix_caching=is_caching, lease=self.pool, policy=policy
+        )
+        self.memory = Memory(self.store)
 
     def pick(self, number: int) -> str:
         names = sorted(self.memory.sequences)
