@@ -181,11 +181,13 @@ constexpr int64_t kLoraRowsPerTask = 4;
 
 struct LoraEntry {
   int64_t first_row, num_rows;
-  const void* a;  // [rank][K]
-  const void* b;  // [rank][n]
-  int64_t rank, column, n;  // n a multiple of 8
+  const void* a;  // [rank][K], or shards of K / a_shards each
+  const void* b;  // [rank][n], or shards of n / b_shards each
+  int64_t rank, column, n;  // n and all shards multiples of 8
   DType dtype;
   float scale;
+  const int32_t *a_index, *b_index;  // null, or [rank][shards]: which shards a row is made of
+  int64_t a_shards, b_shards;  // per row; 1 without an index
 };
 
 struct LoraArgs {

@@ -194,16 +194,19 @@ void select_rows(uintptr_t x, int64_t x_stride, uintptr_t rows, uintptr_t out, i
     std::memcpy(at<float>(out) + i * out_stride, at<float>(x) + at<int64_t>(rows)[i] * x_stride, static_cast<size_t>(k) * sizeof(float));
 }
 
-// Entries as int64 [E, 8]: first row, rows, address of A, address of B, rank, column, n, dtype; scales fp32 [E].
+// Entries as int64 [E, 12]: first row, rows, address of A, address of B, rank, column, n, dtype, addresses of A's and B's index (0: none),
+// shards per row of A and of B; scales fp32 [E].
 void lora(uintptr_t x, int64_t x_stride, uintptr_t out, int64_t out_stride, int64_t k, uintptr_t entries_address, uintptr_t scales_address,
           int64_t num_entries) {
   const int64_t* numbers = at<int64_t>(entries_address);
   const float* scales = at<float>(scales_address);
   std::vector<zg::LoraEntry> entries(static_cast<size_t>(num_entries));
   std::vector<int64_t> task_starts(static_cast<size_t>(num_entries) + 1, 0);
-  for (size_t e = 0; e < entries.size(); ++e, numbers += 8) {
+  for (size_t e = 0; e < entries.size(); ++e, numbers += 12) {
     entries[e] = {numbers[0], numbers[1], at<void>(static_cast<uintptr_t>(numbers[2])), at<void>(static_cast<uintptr_t>(numbers[3])),
-                  numbers[4], numbers[5], numbers[6], static_cast<zg::DType>(numbers[7]), scales[e]};
+                  numbers[4], numbers[5], numbers[6], static_cast<zg::DType>(numbers[7]), scales[e],
+                  at<int32_t>(static_cast<uintptr_t>(numbers[8])), at<int32_t>(static_cast<uintptr_t>(numbers[9])),
+                  numbers[10], numbers[11]};
     task_starts[e + 1] = task_starts[e] + (numbers[1] + zg::kLoraRowsPerTask - 1) / zg::kLoraRowsPerTask;
   }
   zg::kernels().lora({at<float>(x), x_stride, at<float>(out), out_stride, k, entries.data(), task_starts.data(), num_entries});

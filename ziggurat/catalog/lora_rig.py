@@ -188,6 +188,7 @@ def kernel_seconds(num_rows: int, width: int, ranks: Sequence[int]) -> tuple[flo
     import torch
 
     from ziggurat import kernels
+    from ziggurat.kernels.lora_entries import WHOLE_ROWS
 
     ops, noise = kernels.select("auto", num_threads=2), torch.Generator().manual_seed(1)
     torch.set_num_threads(2)
@@ -198,7 +199,7 @@ def kernel_seconds(num_rows: int, width: int, ranks: Sequence[int]) -> tuple[flo
         rank = ranks[row % len(ranks)]
         a, b = torch.randn(rank, width, generator=noise), torch.randn(rank, width, generator=noise)
         pairs.append((a, b))
-        entries.append((row, 1, a.data_ptr(), b.data_ptr(), rank, 0, width, 0))
+        entries.append((row, 1, a.data_ptr(), b.data_ptr(), rank, 0, width, 0, *WHOLE_ROWS))
         padded_a[row, :, :rank], padded_b[row, :rank] = a.T, b
     numbers, scales = torch.tensor(entries, dtype=torch.int64), torch.ones(num_rows)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ziggurat.cli.flags import Parser, add_flags, build, flags_of
 from ziggurat.cli.output import add_output_flags, emit
 from ziggurat.engine.config import option
+from ziggurat.errors import ConfigError
 
 if TYPE_CHECKING:
     from ziggurat.training.run import TrainingResult
@@ -30,6 +31,11 @@ class TrainOptions:
     recipe: str = option(DEFAULT_RECIPE, "a recipe of the package, or a TOML file", group="run")
     text: tuple[Path, ...] = _files("UTF-8 files for the recipe's source 'text'")
     out: Path | None = option(None, "folder for checkpoint, log and model (default: runs/RECIPE)", group="run")
+    model: str | None = option(
+        None, "the model that --lora or --mos adapts (default: the recipe's, embedded)", group="run"
+    )
+    lora: bool = option(False, "train a LoRA adapter of --model on --text: the recipe 'lora'", group="run")
+    mos: bool = option(False, "train a mixture of shards (MoS) instead: the recipe 'mos'", group="run")
     resume: bool = option(False, "go on from the folder's checkpoint", group="run")
     max_steps: int | None = option(None, "stop after this many steps of this call", group="run")
     threads: int | None = option(None, "compute threads (default: the recipe's, else all cores)", group="run")
@@ -37,7 +43,21 @@ class TrainOptions:
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        return self.out or Path("runs") / Path(self.recipe).stem
+        return self.out or Path("runs") / Path(self.chosen).stem
+
+    @property
+    def chosen(self) -> str:
+        """The recipe's name.
+
+        Raises:
+            ConfigError: several are asked for.
+        """
+        named = ["lora"] * self.lora + ["mos"] * self.mos + [self.recipe] * (self.recipe != DEFAULT_RECIPE)
+        if len(named) > 1:
+            raise ConfigError(
+                f"--lora, --mos and --recipe each choose a recipe, and {' and '.join(named)} are asked for"
+            )
+        return named[0] if named else self.recipe
 
 
 def parser() -> Parser:
@@ -63,7 +83,13 @@ def run(argv: Sequence[str]) -> int:
     from ziggurat.training.config import load_recipe
     from ziggurat.training.run import run_training
 
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.chosen)
+    if options.model is not None:
+        if recipe.adapter is None:
+            raise ConfigError(
+                f"--model names what an adapter is for; recipe {recipe.name!r} trains a whole model: add --lora"
+            )
+        recipe = dataclasses.replace(recipe, base=options.model)
     recipe = dataclasses.replace(recipe, texts=(*recipe.texts, *map(str, options.text)))
     if options.threads is not None:
         recipe = dataclasses.replace(recipe, num_threads=options.threads)
@@ -90,4 +116,5 @@ def as_text(result: TrainingResult) -> str:
     if not result.is_finished:
         return f"{seen}; stopped, --resume goes on from {result.checkpoint_path}"
     losses = [f"held-out loss on {name}: {nats:.3f} nats per token" for name, nats in (result.held_out or {}).items()]
-    return "\n".join([f"{seen}; the model is in {result.model_folder}", *losses])
+    kind = "adapter" if result.model_folder is not None and result.model_folder.name == "adapter" else "model"
+    return "\n".join([f"{seen}; the {kind} is in {result.model_folder}", *losses])

@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ziggurat.engine.adapter_files import check_indices, read_bytes
 from ziggurat.engine.fingerprint import fingerprint
 from ziggurat.engine.types import AnyRequest
-from ziggurat.errors import ConfigError, DoesNotFit, ModelError, QueueFull, RequestError, UnsupportedFeature
+from ziggurat.errors import ConfigError, DoesNotFit, QueueFull, RequestError, UnsupportedFeature
 from ziggurat.kernels.arrays import FLOAT_CODES
+from ziggurat.kernels.lora_entries import WHOLE_ROWS
 from ziggurat.kernels.ops import MAX_LORA_RANK
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import DROPPED, spare_blocks
@@ -42,7 +42,7 @@ _RETRY_AFTER_S = 2
 Span = tuple[str, int, int]
 """(adapter, first row, number of rows) of a step."""
 Entries = tuple[Tensor, Tensor]
-"""Arrays for `KernelOps.lora`: int64 [E, 8] and fp32 [E]."""
+"""Arrays for `KernelOps.lora`: int64 [E, 12] and fp32 [E]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class _Loaded:
     """An adapter in memory: the names of its blocks in the store, and its entries by the Plan's weights, without rows."""
 
     blocks: list[str] = field(default_factory=list)
-    entries: dict[str, list[tuple[int, int, int, int, int, int, float]]] = field(default_factory=dict)
+    entries: dict[str, list[tuple[tuple[int, ...], float]]] = field(default_factory=dict)
 
 
 class AdapterPool:
@@ -247,11 +247,18 @@ class AdapterPool:
                 "multiples of 8 are served",
                 feature="lora:rank",
             )
+        if update.a_index is not None and update.b_index is not None:
+            lengths = columns // update.a_index.shape[1], place.num_rows // update.b_index.shape[1]
+            if any(length % 8 for length in lengths):
+                raise UnsupportedFeature(
+                    f"{folder}: {tensor} is made of shards of {lengths[0]} and {lengths[1]} values: multiples of 8 are served",
+                    feature="mos:shards",
+                )
         largest = max(update.a.num_bytes, update.b.num_bytes)
         if largest > self._block_bytes():
             raise DoesNotFit(
-                f"{folder}: a matrix of {tensor} takes {format_bytes(largest)}, a KV block has {format_bytes(self._block_bytes())}: raise "
-                "--block-size",
+                f"{folder}: a matrix or pool of {tensor} takes {format_bytes(largest)}, a KV block has "
+                f"{format_bytes(self._block_bytes())}: raise --block-size",
                 needed_bytes=largest,
                 available_bytes=self._block_bytes(),
             )
@@ -270,13 +277,12 @@ class AdapterPool:
         spare = spare_blocks(self._store, self._plan.limits.max_model_len)
         return spare - (self._set_aside() - self.num_blocks if self._set_aside is not None else 0)
 
-    def _pack(self, source: AdapterSource) -> list[list[tuple[TensorEntry, str, int, int]]]:
-        """Which matrices (entry, tensor, group, offset) lie in which block: the largest first, each where it fits first."""
+    def _pack(self, source: AdapterSource) -> list[list[tuple[TensorEntry, bool, int, int]]]:
+        """Which pieces (entry, is transposed, group, offset) lie in which block: the largest first, each where it fits first."""
         sizes = [self._plan.block_bytes(group) for group in self._plan.program.kv_groups()]
-        pieces = [(entry, name) for name, update in source.updates.items() for entry in (update.a, update.b)]
-        blocks: list[list[tuple[TensorEntry, str, int, int]]] = []
+        blocks: list[list[tuple[TensorEntry, bool, int, int]]] = []
         ends: list[list[int]] = []
-        for entry, name in sorted(pieces, key=lambda piece: -piece[0].num_bytes):
+        for entry, is_transposed in sorted(source.pieces(), key=lambda piece: -piece[0].num_bytes):
             number, group = next(
                 (
                     (number, group)
@@ -289,7 +295,7 @@ class AdapterPool:
             if number == len(blocks):
                 blocks.append([])
                 ends.append([0] * len(sizes))
-            blocks[number].append((entry, name, group, ends[number][group]))
+            blocks[number].append((entry, is_transposed, group, ends[number][group]))
             ends[number][group] = round_up(ends[number][group] + entry.num_bytes, _ALIGNMENT)
         return blocks
 
@@ -309,12 +315,12 @@ class AdapterPool:
         loaded = self._loaded[name] = _Loaded()
         addresses: dict[int, int] = {}
         try:
-            for matrices in packed:
+            check_indices(source)
+            for pieces in packed:
                 tables = self._take(loaded, name)
-                for entry, tensor, group, offset in matrices:
+                for entry, is_transposed, group, offset in pieces:
                     start = tables[group] * self._plan.block_bytes(self._plan.program.kv_groups()[group]) + offset
-                    is_b = entry is source.updates[tensor].b
-                    self._pools[group].buffer[start : start + entry.num_bytes] = _matrix(entry, is_transposed=is_b).data
+                    self._pools[group].buffer[start : start + entry.num_bytes] = read_bytes(entry, is_transposed).data
                     addresses[id(entry)] = self._pools[group].address + start
         except BaseException:
             self._unload(name)
@@ -322,10 +328,7 @@ class AdapterPool:
         self.num_loads += 1
         for tensor, update in source.updates.items():
             place = self._places[tensor]
-            code = FLOAT_CODES[update.a.format.name]
-            a, b = addresses[id(update.a)], addresses[id(update.b)]
-            row = (a, b, update.rank, place.column, place.num_rows, code, update.scale)
-            loaded.entries.setdefault(place.weight, []).append(row)
+            loaded.entries.setdefault(place.weight, []).append((_entry(update, place, addresses), update.scale))
 
     def _take(self, loaded: _Loaded, name: str) -> list[int]:
         """A block of every group; returns their numbers."""
@@ -346,8 +349,8 @@ class AdapterPool:
         scales: dict[str, list[float]] = {}
         for name, first_row, num_rows in spans:
             for weight, rows in self._loaded[name].entries.items():
-                numbers.setdefault(weight, []).extend((first_row, num_rows, *row[:6]) for row in rows)
-                scales.setdefault(weight, []).extend(row[6] for row in rows)
+                numbers.setdefault(weight, []).extend((first_row, num_rows, *entry) for entry, _ in rows)
+                scales.setdefault(weight, []).extend(scale for _, scale in rows)
         return {
             weight: (torch.tensor(rows, dtype=torch.int64), torch.tensor(scales[weight], dtype=torch.float32))
             for weight, rows in numbers.items()
@@ -367,19 +370,12 @@ def _places(plan: Plan) -> dict[str, _Place]:
     return places
 
 
-def _matrix(entry: TensorEntry, *, is_transposed: bool) -> NDArray[np.uint8]:
-    """The bytes of A [rank, in] as stored, or of B [out, rank] as [rank, out].
-
-    Raises:
-        ModelError: the file has changed since its header was read, or holds NaN or infinity.
-    """
-    item = entry.num_bytes // int(np.prod(entry.shape))
-    kind = np.dtype(f"<u{item}")
-    values = np.fromfile(entry.path, kind, entry.num_bytes // item, offset=entry.offset)
-    if values.nbytes < entry.num_bytes:
-        raise ModelError(f"{entry.path} was cut off after it was loaded")
-    stored = torch.from_numpy(values.view(f"<i{item}")).view(getattr(torch, entry.format.torch))
-    if not torch.isfinite(stored).all():
-        raise ModelError(f"{entry.path} holds NaN or infinity: the adapter is broken")
-    matrix = values.reshape(entry.shape)
-    return np.ascontiguousarray(matrix.T if is_transposed else matrix).view(np.uint8).reshape(-1)
+def _entry(update: LowRank, place: _Place, addresses: Mapping[int, int]) -> tuple[int, ...]:
+    """What `KernelOps.lora` wants to know, but for the rows."""
+    code = FLOAT_CODES[update.a.format.name]
+    a, b = addresses[id(update.a)], addresses[id(update.b)]
+    plain = (a, b, update.rank, place.column, place.num_rows, code)
+    if update.a_index is None or update.b_index is None:
+        return (*plain, *WHOLE_ROWS)
+    indices = addresses[id(update.a_index)], addresses[id(update.b_index)]
+    return (*plain, *indices, update.a_index.shape[1], update.b_index.shape[1])

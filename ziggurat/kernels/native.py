@@ -26,7 +26,8 @@ from ziggurat.kernels.arrays import (
     panel_shape,
     rows,
 )
-from ziggurat.kernels.ops import MAX_LORA_RANK, Array, KVLayer
+from ziggurat.kernels.lora_entries import check_entries
+from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.programs.formats import PANEL_WIDTH
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
@@ -66,23 +67,6 @@ def kv_arguments(kv: KVLayer) -> tuple[int, ...]:
         kv.kv_stride,
         kv.head_stride,
     )
-
-
-def check_entries(x: Array, out: Array, entries: Array, scales: Array) -> None:
-    """What both backends ask of the entries of `KernelOps.lora`.
-
-    Raises:
-        ValueError: rows, columns or ranks that the arrays do not have.
-    """
-    check(entries, "entries", "int64", (None, 8))
-    check(scales, "scales", "float32", (entries.shape[0],))
-    for first, count, _, _, rank, column, n, _ in entries.tolist():
-        if x.shape[1] % 8 or n % 8 or not 0 < rank <= MAX_LORA_RANK:
-            raise ValueError(
-                f"lora: K {x.shape[1]} and n {n} must be multiples of 8, rank {rank} at most {MAX_LORA_RANK}"
-            )
-        if first < 0 or count < 0 or first + count > x.shape[0] or column < 0 or column + n > out.shape[1]:
-            raise ValueError(f"lora: rows [{first}, {first + count}), columns [{column}, {column + n}) lie outside")
 
 
 class NativeOps:

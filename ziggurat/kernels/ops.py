@@ -246,13 +246,16 @@ class KernelOps(Protocol):
     def lora(self, x: Array, out: Array, entries: Array, scales: Array) -> None:
         """``out[row, column : column + n] += scale * (x[row] @ A.T) @ B`` for the rows of every entry: adapters of any rank side by side.
 
-        Entries that share rows must write different columns.
+        Entries that share rows must write different columns. Rows of A and B may be made of shards of a pool (MoS, arXiv 2410.00938); the
+        bits are those of the assembled matrices.
 
         Args:
             x: fp32 [T, K], K a multiple of 8.
             out: fp32 [T, N].
-            entries: int64 [E, 8]: first row, number of rows, address of A [rank, K], address of B [rank, n], rank (at most
-                `MAX_LORA_RANK`), column, n (a multiple of 8), dtype of A and B (0 fp32, 1 bf16, 2 fp16). The caller keeps A and B alive.
+            entries: int64 [E, 12]: first row, number of rows, address of A [rank, K], address of B [rank, n], rank (at most
+                `MAX_LORA_RANK`), column, n (a multiple of 8), dtype of A and B (0 fp32, 1 bf16, 2 fp16); address of A's index, of B's,
+                shards per row of A, of B. An index is 0, with 1 shard per row, or int32 [rank, shards]: A (B) is then a pool of shards
+                of K (n) / shards values, a multiple of 8. The caller keeps all of it alive.
             scales: fp32 [E].
         """
         ...

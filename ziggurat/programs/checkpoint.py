@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ziggurat.errors import ModelError, ModelNotFound, UnsupportedFeature
-from ziggurat.programs.formats import FormatSpec, format_by_safetensors
+from ziggurat.programs.formats import INT32, FormatSpec, format_by_safetensors
 from ziggurat.programs.program import Program
 from ziggurat.registry import nearest
 
@@ -42,8 +42,11 @@ class TensorEntry:
     paired_heads: int = 0
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, *, may_index: bool = False) -> dict[str, TensorEntry]:
     """All tensors of one safetensors file.
+
+    Args:
+        may_index: tensors of int32 are read too.
 
     Raises:
         ModelError: truncated, not safetensors, or offsets that contradict shapes.
@@ -67,17 +70,17 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise ModelError(f"{path} is not safetensors: its header is not a JSON object")
     header.pop("__metadata__", None)
-    return {name: _entry(path, name, raw, 8 + length, size) for name, raw in header.items()}
+    return {name: _entry(path, name, raw, 8 + length, size, may_index) for name, raw in header.items()}
 
 
-def _entry(path: Path, name: str, raw: object, data_start: int, file_bytes: int) -> TensorEntry:
+def _entry(path: Path, name: str, raw: object, data_start: int, file_bytes: int, may_index: bool) -> TensorEntry:
     try:
         dtype = str(raw["dtype"])  # type: ignore[index]
         shape = tuple(int(n) for n in raw["shape"])  # type: ignore[index]
         begin, end = (int(n) for n in raw["data_offsets"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the header entry of tensor {name!r} is damaged ({error!r})") from error
-    fmt = format_by_safetensors(dtype)
+    fmt = INT32 if may_index and dtype == INT32.safetensors else format_by_safetensors(dtype)
     if fmt is None:
         raise UnsupportedFeature(
             f"{path}: tensor {name!r} is stored as {dtype}; F32, BF16 and F16 are read", feature=f"dtype:{dtype}"

@@ -46,6 +46,9 @@ FP32 = FormatSpec(name="fp32", bits=32, safetensors="F32", torch="float32")
 BF16 = FormatSpec(name="bf16", bits=16, safetensors="BF16", torch="bfloat16")
 FP16 = FormatSpec(name="fp16", bits=16, safetensors="F16", torch="float16")
 
+INT32 = FormatSpec(name="int32", bits=32, safetensors="I32", torch="int32")
+"""Of indices; no weight is kept in it."""
+
 # ggml's block formats: bits are 8 * (bytes of a block) / (values of a block), from ggml-common.h.
 Q8_0 = FormatSpec(name="q8_0", bits=8 * 34 / 32, block_values=32)
 Q4_0 = FormatSpec(name="q4_0", bits=8 * 18 / 32, block_values=32)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ziggurat.errors import ConfigError
 from ziggurat.registry import nearest
+from ziggurat.training.lowrank import AdapterConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -84,12 +85,16 @@ class TrainingConfig:
         precision: `fp32`, `bf16` (autocast; weights stay fp32) or `auto` (bf16 where the CPU has instructions for it).
         tokenizer: `generated` (trained on the project's prose), `bytes`-only when training on it is not wanted, or a path.
         texts: user text files for the source `text`.
+        base: the model whose linears an adapter updates: a folder, or `embedded`; `model` and `tokenizer` are then its own.
+        adapter: the updates that are trained; None trains all weights.
         checkpoint_every_s: seconds between checkpoints; one is also written at the end and on a signal.
     """
 
     name: str
-    model: Mapping[str, Any]
     stages: tuple[StageConfig, ...]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    base: str = ""
+    adapter: AdapterConfig | None = None
     seed: int = 0
     initial: str = "random"
     precision: str = "auto"
@@ -130,6 +135,8 @@ def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> TrainingC
         _stage(stage, f"{origin}: stages[{i}]") for i, stage in enumerate(fields.get("stages", ()))
     )
     fields["texts"] = tuple(fields.get("texts", ()))
+    if "adapter" in fields:
+        fields["adapter"] = _adapter(fields["adapter"], f"{origin}: adapter")
     config: TrainingConfig = _build(TrainingConfig, fields, origin)
     check(config, origin)
     return config
@@ -141,8 +148,12 @@ def check(config: TrainingConfig, origin: str = "recipe") -> None:
         raise ConfigError(f"{origin}: at least one [[stages]] table is needed")
     if config.initial not in ("random", "retrieval"):
         raise ConfigError(f"{origin}: initial must be 'random' or 'retrieval', not {config.initial!r}")
+    if (config.adapter is None) != (not config.base) or not (config.model or config.base):
+        raise ConfigError(f"{origin}: [model] trains a model of its own; base and [adapter], together, adapt one")
     if config.precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"{origin}: precision must be 'auto', 'fp32' or 'bf16', not {config.precision!r}")
+    if not config.model:
+        return  # the base model's own numbers are read first
     limit = int(config.model.get("max_position_embeddings", 0))
     for stage in config.stages:
         label = f"{origin}: stage {stage.name!r}"
@@ -154,6 +165,14 @@ def check(config: TrainingConfig, origin: str = "recipe") -> None:
             raise ConfigError(f"{label}: tokens_per_step and max_tokens must be above 0")
         if not stage.mixture or any(entry.share <= 0 for entry in stage.mixture):
             raise ConfigError(f"{label}: the mixture needs at least one entry, each with a share above 0")
+
+
+def _adapter(raw: Mapping[str, Any], origin: str) -> AdapterConfig:
+    fields = dict(raw)
+    if "targets" in fields:
+        fields["targets"] = tuple(fields["targets"])
+    adapter: AdapterConfig = _build(AdapterConfig, fields, origin)
+    return adapter
 
 
 def _stage(raw: Mapping[str, Any], origin: str) -> StageConfig:

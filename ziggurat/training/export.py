@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.config import load_config
@@ -56,10 +57,15 @@ def export_model(
     (folder / "MODEL_CARD.md").write_text(model_card(model, config, summary), encoding="utf-8")
 
 
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder of safetensors."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
 def load_exported(folder: Path) -> tuple[ProgramModel, Tokenizer]:
     """The interpreter with an exported folder's weights (as fp32), and its tokenizer."""
     model = ProgramModel(build_program(load_config(folder), "train"))
-    model.load_weights(load_file(folder / "model.safetensors"))
+    model.load_weights(load_tensors(folder))
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ziggurat.programs import ops
 from ziggurat.programs.program import Program
+from ziggurat.training.lowrank import LowRankUpdates
 
 _STRIP_TOKENS = 256
 _STRIPS_UP_TO_TOKENS = 2048
@@ -24,6 +25,9 @@ class ProgramModel(nn.Module):
 
     Every sequence starts at position 0 and is as long as the others; padding belongs to the right, where a causal
     model does not see it.
+
+    Attributes:
+        updates: low-rank updates that are added to linears, or None.
     """
 
     def __init__(self, program: Program) -> None:
@@ -31,6 +35,7 @@ class ProgramModel(nn.Module):
         if program.mode != "train":
             raise ValueError(f"the interpreter needs a Program with mode='train', not {program.mode!r}")
         self.program = program
+        self.updates: LowRankUpdates | None = None
         self._slots: dict[str, str] = {}
         for name, spec in program.weights.items():
             if spec.tied_to is None:
@@ -110,7 +115,10 @@ def _norm(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tenso
 def _linear(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:
     assert isinstance(op, ops.Linear)
     bias = None if op.bias is None else model.weight(op.bias)
-    return F.linear(values[op.inputs[0]], model.weight(op.weight), bias)
+    x = values[op.inputs[0]]
+    product = F.linear(x, model.weight(op.weight), bias)
+    delta = None if model.updates is None else model.updates.delta(op.weight, x)
+    return product if delta is None else product + delta
 
 
 def _rope(model: ProgramModel, op: ops.Op, values: dict[str, Tensor], ids: Tensor, rows: Tensor | None) -> Tensor:

@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
+from ziggurat.engine.resolve import resolve_folder
 from ziggurat.errors import ConfigError
+from ziggurat.programs.config import load_config
 from ziggurat.training.config import TrainingConfig, check
 from ziggurat.training.evaluate import held_out_loss
 from ziggurat.training.export import RunSummary, export_model
 from ziggurat.training.generated import build_sources
+from ziggurat.training.lowrank import save_adapter
 from ziggurat.training.progress import Progress, write_loss_curve
 from ziggurat.training.tokenizer import prose_corpus, save_tokenizer, train_tokenizer
 from ziggurat.training.trainer import Trainer, stop_on_signals, train_loop
+from ziggurat.workload.tasks.layout import SPECIAL_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +31,7 @@ class TrainingResult:
 
     Attributes:
         is_finished: False after a signal; `resume=True` goes on from there.
-        model_folder: the exported Hugging Face folder; None if the run was stopped.
+        model_folder: the exported Hugging Face folder, or the adapter's; None if the run was stopped.
         checkpoint_path: the newest checkpoint.
         step, tokens: optimizer steps and tokens since the very start.
         held_out: mean loss per text source, nats per token; None if the run was stopped.
@@ -57,6 +62,9 @@ def run_training(
         ModelError: nothing to resume, or the checkpoint is damaged.
     """
     check(config)
+    if config.base:
+        config = with_base(config)
+        check(config)
     _check_texts(config)
     if not resume and (folder / "checkpoint.pt").exists():
         raise ConfigError(
@@ -78,9 +86,12 @@ def run_training(
     held_out, model_folder = None, None
     if is_finished:
         held_out = held_out_loss(trainer.model, tokenizer, config.texts)
-        model_folder = folder / "model"
+        model_folder = folder / ("model" if config.adapter is None else "adapter")
         summary = RunSummary(recipe=config.name, position=position, held_out=held_out)
-        export_model(trainer.model, config, tokenizer, model_folder, summary)
+        if trainer.model.updates is None:
+            export_model(trainer.model, config, tokenizer, model_folder, summary)
+        else:
+            save_adapter(trainer.model.updates, model_folder, config.base)
     return TrainingResult(
         is_finished=is_finished,
         model_folder=model_folder,
@@ -89,6 +100,27 @@ def run_training(
         tokens=position.tokens,
         held_out=held_out,
     )
+
+
+def with_base(config: TrainingConfig) -> TrainingConfig:
+    """The recipe with the base model's folder, configuration and tokenizer.
+
+    Raises:
+        ModelNotFound, ModelError: there is no such model.
+        ConfigError: a stage needs tokens that the base model's tokenizer does not have.
+    """
+    folder = resolve_folder(config.base)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no tokenizer.json, which the texts of an adapter's training need")
+    known = Tokenizer.from_file(str(path)).get_vocab()
+    names = {entry.source for stage in config.stages for entry in stage.mixture} - {"text"}
+    if names and any(known.get(token) != number for number, token in enumerate(SPECIAL_TOKENS)):
+        raise ConfigError(
+            f"the sources {', '.join(sorted(names))} are made for the embedded model's tokenizer, which {folder} does not have: "
+            "use the source 'text' alone"
+        )
+    return dataclasses.replace(config, base=str(folder), model=load_config(folder), tokenizer=str(path))
 
 
 def _check_texts(config: TrainingConfig) -> None:

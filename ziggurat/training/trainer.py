@@ -13,6 +13,7 @@ from types import FrameType
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ziggurat.clock import Clock, WallClock
 from ziggurat.programs.architectures import build_program
@@ -20,8 +21,10 @@ from ziggurat.programs.program import Program
 from ziggurat.training import checkpoint
 from ziggurat.training.checkpoint import Position
 from ziggurat.training.config import OptimizerConfig, StageConfig, TrainingConfig
+from ziggurat.training.export import load_tensors
 from ziggurat.training.initial import INITIALISERS
 from ziggurat.training.interpreter import ProgramModel
+from ziggurat.training.lowrank import new_updates
 from ziggurat.training.progress import Progress
 from ziggurat.training.sources import Batch, Source, make_batch
 
@@ -30,6 +33,8 @@ _SMOOTHING = 0.97
 
 class Trainer:
     """One run: model, optimizer and position. `step()` does one optimizer step; `save()` writes a checkpoint.
+
+    With an adapter in the recipe the base model's weights stay as they are, and a checkpoint holds the updates alone.
 
     Args:
         config: the checked recipe.
@@ -44,8 +49,14 @@ class Trainer:
         self.clock = clock or WallClock()
         self.program: Program = build_program(dict(config.model), "train")
         self.model = ProgramModel(self.program)
-        self.model.load_weights(INITIALISERS[config.initial](self.program, config.seed))
-        self.optimizer = _adamw(self.model, config.optimizer)
+        if config.adapter is None:
+            self.model.load_weights(INITIALISERS[config.initial](self.program, config.seed))
+        else:
+            self.model.load_weights(load_tensors(Path(config.base)))
+            self.model.requires_grad_(False)
+            self.model.updates = new_updates(self.program, config.adapter, config.seed)
+        self.trained = self.model if self.model.updates is None else self.model.updates
+        self.optimizer = _adamw(self.trained, config.optimizer)
         self.position = Position()
         self._autocast_type = torch.bfloat16 if uses_bf16(config.precision) else None
 
@@ -57,12 +68,20 @@ class Trainer:
     def resume(self) -> None:
         """Continues from the folder's checkpoint (ModelError if there is none)."""
         weights, optimizer, self.position = checkpoint.load(self.folder / checkpoint.FILE_NAME)
-        self.model.load_weights(weights)
+        if self.model.updates is None:
+            self.model.load_weights(weights)
+        else:
+            self.model.updates.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
 
     def save(self) -> Path:
         """Writes a checkpoint atomically."""
-        weights = {name: parameter.detach() for name, parameter in self.model.named_weights().items()}
+        updates = self.model.updates
+        weights = (
+            {name: parameter.detach() for name, parameter in self.model.named_weights().items()}
+            if updates is None
+            else updates.state_dict()
+        )
         return checkpoint.save(self.folder, weights, self.optimizer.state_dict(), self.position)
 
     def step(self) -> dict[str, float]:
@@ -76,7 +95,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses, is_right = self._backward(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.optimizer.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._note(batch, losses, is_right)
@@ -137,7 +156,7 @@ def learning_rate(stage: StageConfig, position: Position, warmup_steps: int) -> 
     return rate * min(1.0, (position.step + 1) / max(1, warmup_steps))
 
 
-def _adamw(model: ProgramModel, config: OptimizerConfig) -> torch.optim.AdamW:
+def _adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

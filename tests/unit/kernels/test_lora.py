@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.kernels.helpers import BACKENDS, DTYPES, backend, random, relative_error
+from ziggurat.kernels.lora_entries import WHOLE_ROWS
 
 CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
 SPANS = st.lists(
@@ -28,7 +29,7 @@ def make(
         a = random(seed + 2 * index, rank, k).to(DTYPES[name]).contiguous()
         b = random(seed + 2 * index + 1, rank, n).to(DTYPES[name]).contiguous()
         matrices.append((a, b))
-        rows.append((first, count, a.data_ptr(), b.data_ptr(), rank, 8, n, CODES[name]))
+        rows.append((first, count, a.data_ptr(), b.data_ptr(), rank, 8, n, CODES[name], *WHOLE_ROWS))
         first += count
     scales = torch.tensor([scale for *_, scale in spans], dtype=torch.float32)
     return matrices, torch.tensor(rows, dtype=torch.int64), scales

@@ -76,6 +76,16 @@ def at_address(address: int, shape: tuple[int, ...], code: int) -> Tensor:
     return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=dtype).view(shape)
 
 
+def assembled(address: int, shape: tuple[int, int], code: int, index_address: int, shards: int) -> Tensor:
+    """A matrix in fp32: as it lies there, or its rows made of shards of a pool (see `KernelOps.lora`)."""
+    if not index_address:
+        return at_address(address, shape, code).float()
+    numbers = (ctypes.c_int32 * (shape[0] * shards)).from_address(index_address)
+    index = torch.frombuffer(numbers, dtype=torch.int32).long()
+    pool = at_address(address, (int(index.max()) + 1, shape[1] // shards), code)
+    return pool[index].float().view(shape)
+
+
 def as_tensor(array: Any) -> Tensor:
     """A tensor on the same memory; numpy's uint16 becomes bf16."""
     if isinstance(array, Tensor):

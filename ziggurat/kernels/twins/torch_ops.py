@@ -17,11 +17,12 @@ from ziggurat.kernels.arrays import (
     grouped_shape,
     panel_shape,
 )
-from ziggurat.kernels.native import check_entries, check_kv, check_pairs, check_route, check_select
+from ziggurat.kernels.lora_entries import check_entries
+from ziggurat.kernels.native import check_kv, check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.kernels.twins import quantized
 from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
-from ziggurat.kernels.twins.exact import as_tensor, at_address, exp, rms_norm, tanh, tree_sum
+from ziggurat.kernels.twins.exact import as_tensor, assembled, exp, rms_norm, tanh, tree_sum
 from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
 
 # BLAS picks its algorithm by the shape, so every product has this many rows, padded with zeros, and this many panels at most.
@@ -246,9 +247,9 @@ class TorchOps:
         check_entries(x, out, entries, scales)
         values, result = as_tensor(x), as_tensor(out)
         for entry, scale in zip(as_tensor(entries).tolist(), as_tensor(scales).tolist(), strict=True):
-            first, count, a_address, b_address, rank, column, n, code = entry
-            a = at_address(a_address, (rank, values.shape[1]), code).float()
-            b = at_address(b_address, (rank, n), code).float()
+            first, count, a_address, b_address, rank, column, n, code, a_index, b_index, a_shards, b_shards = entry
+            a = assembled(a_address, (rank, values.shape[1]), code, a_index, a_shards)
+            b = assembled(b_address, (rank, n), code, b_index, b_shards)
             for row in range(first, first + count):
                 inner = tree_sum(values[row] * a)
                 result[row, column : column + n] += scale * tree_sum((inner * b).T)[:, 0]
