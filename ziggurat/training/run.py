@@ -86,12 +86,7 @@ def run_training(
     held_out, model_folder = None, None
     if is_finished:
         held_out = held_out_loss(trainer.model, tokenizer, config.texts)
-        model_folder = folder / ("model" if config.adapter is None else "adapter")
-        summary = RunSummary(recipe=config.name, position=position, held_out=held_out)
-        if trainer.model.updates is None:
-            export_model(trainer.model, config, tokenizer, model_folder, summary)
-        else:
-            save_adapter(trainer.model.updates, model_folder, config.base)
+        model_folder = _export(trainer, config, tokenizer, folder, held_out)
     return TrainingResult(
         is_finished=is_finished,
         model_folder=model_folder,
@@ -100,6 +95,18 @@ def run_training(
         tokens=position.tokens,
         held_out=held_out,
     )
+
+
+def _export(
+    trainer: Trainer, config: TrainingConfig, tokenizer: Tokenizer, folder: Path, held_out: dict[str, float]
+) -> Path:
+    """Write what was trained; returns where."""
+    if trainer.model.updates is not None:
+        save_adapter(trainer.model.updates, folder / "adapter", config.base)
+        return folder / "adapter"
+    summary = RunSummary(recipe=config.name, position=trainer.position, held_out=held_out)
+    export_model(trainer.model, config, tokenizer, folder / "model", summary)
+    return folder / "model"
 
 
 def with_base(config: TrainingConfig) -> TrainingConfig:
