@@ -38,10 +38,11 @@ void route(const RouteArgs&);
 void grouped_linear(const GroupedArgs&);
 void combine(const CombineArgs&);
 void lora(const LoraArgs&);
+void pack_kv(const PackArgs&);
 
 const KernelTable& table() {
   static const KernelTable instance = {ZG_ISA_NAME, linear, embed_rows, quantized_linear, quantized_embed, rms_norm, qkv_post,
-                                       paged_attention, gated_activation, add, soft_cap, route, grouped_linear, combine, lora};
+                                       paged_attention, gated_activation, add, soft_cap, route, grouped_linear, combine, lora, pack_kv};
   return instance;
 }
 

@@ -16,7 +16,7 @@ constexpr int kGroup = 32;  // values along K that share a scale, of quantized w
 constexpr int kGroupScratchBytes = 40;  // a group of quantized activations: 32 bytes, scale, sum (qlinear/dots.h)
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
-enum class KVFormat : int { f32 = 0, bf16 = 1, f16 = 2, q8_0 = 3, q4_0 = 4 };
+enum class KVFormat : int { f32 = 0, bf16 = 1, f16 = 2, q8_0 = 3, q4_0 = 4, kivi4 = 5, kivi2 = 6 };
 enum class Block : int { q8_0 = 3, q4_0 = 4 };  // numbers go on from DType's: a caller has one list of codes
 enum class Activation : int { silu = 0, gelu_tanh = 1 };
 
@@ -115,6 +115,21 @@ struct AttentionArgs {
   int64_t window;  // 0: none
   float softcap;   // 0: none
   KVArgs kv;
+  KVArgs tail{};  // kivi: the blocks that are not full yet, plain fp32
+  const int32_t* tail_tables = nullptr;  // [S, B]
+  int64_t tail_stride = 0;
+};
+
+// Packs every block that a step filled.
+struct PackArgs {
+  const int32_t* query_starts;     // [S + 1]
+  const int32_t* first_positions;  // [S]
+  const int32_t* block_tables;     // [S, B]
+  int64_t table_stride;
+  const int32_t* tail_tables;  // [S, B]
+  int64_t tail_stride;
+  int64_t num_seqs;
+  KVArgs kv, tail;
 };
 
 struct GatedArgs {
@@ -217,6 +232,7 @@ struct KernelTable {
   void (*grouped_linear)(const GroupedArgs&);
   void (*combine)(const CombineArgs&);
   void (*lora)(const LoraArgs&);
+  void (*pack_kv)(const PackArgs&);
 };
 
 }  // namespace zg

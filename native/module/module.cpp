@@ -124,6 +124,35 @@ void paged_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_s
                                  kv_args(kv_base, kv_format, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride)});
 }
 
+// Attention over packed blocks and the tails that are not full yet; the tail's entries are fp32 and as many per block.
+void packed_attention(uintptr_t q, int64_t q_stride, uintptr_t out, int64_t out_stride, uintptr_t query_starts, uintptr_t first_positions,
+                      uintptr_t block_tables, int64_t table_stride, uintptr_t tail_tables, int64_t tail_stride, int64_t num_seqs, int64_t num_heads,
+                      float scale, float softcap, uintptr_t kv_base, int kv_format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim,
+                      int64_t block_stride, int64_t kv_stride, int64_t head_stride, uintptr_t tail_base, int64_t tail_block_stride,
+                      int64_t tail_kv_stride, int64_t tail_head_stride) {
+  const int32_t* starts = at<int32_t>(query_starts);
+  const int64_t tile_rows = std::max<int64_t>(1, zg::kAttentionRows * num_kv_heads / num_heads);
+  std::vector<int64_t> task_starts(static_cast<size_t>(num_seqs) + 1, 0);
+  for (int64_t s = 0; s < num_seqs; ++s)
+    task_starts[static_cast<size_t>(s) + 1] =
+        task_starts[static_cast<size_t>(s)] + (starts[s + 1] - starts[s] + tile_rows - 1) / tile_rows * num_kv_heads;
+  zg::kernels().paged_attention({at<float>(q), q_stride, at<float>(out), out_stride, starts, at<int32_t>(first_positions),
+                                 at<int32_t>(block_tables), table_stride, task_starts.data(), num_seqs, num_heads, tile_rows, scale, 0, softcap,
+                                 kv_args(kv_base, kv_format, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride),
+                                 kv_args(tail_base, 0, block_size, num_kv_heads, head_dim, tail_block_stride, tail_kv_stride, tail_head_stride),
+                                 at<int32_t>(tail_tables), tail_stride});
+}
+
+void pack_kv(uintptr_t query_starts, uintptr_t first_positions, uintptr_t block_tables, int64_t table_stride, uintptr_t tail_tables,
+             int64_t tail_stride, int64_t num_seqs, uintptr_t kv_base, int kv_format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim,
+             int64_t block_stride, int64_t kv_stride, int64_t head_stride, uintptr_t tail_base, int64_t tail_block_stride, int64_t tail_kv_stride,
+             int64_t tail_head_stride) {
+  zg::kernels().pack_kv({at<int32_t>(query_starts), at<int32_t>(first_positions), at<int32_t>(block_tables), table_stride,
+                         at<int32_t>(tail_tables), tail_stride, num_seqs,
+                         kv_args(kv_base, kv_format, block_size, num_kv_heads, head_dim, block_stride, kv_stride, head_stride),
+                         kv_args(tail_base, 0, block_size, num_kv_heads, head_dim, tail_block_stride, tail_kv_stride, tail_head_stride)});
+}
+
 void gated_activation(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t out_stride, int64_t num_rows, int64_t f, int kind) {
   zg::kernels().gated_activation(
       {at<float>(gate_up), gate_up_stride, at<float>(out), out_stride, num_rows, f, static_cast<zg::Activation>(kind)});
@@ -236,7 +265,7 @@ NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
   // An engine that is alive when the interpreter ends holds tapes; the process gives everything back.
   nb::set_leak_warnings(false);
-  m.attr("ABI") = 3;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
+  m.attr("ABI") = 4;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
   m.attr("GROUP_SCRATCH_BYTES") = zg::kGroupScratchBytes;
   m.attr("KV_TILE") = zg::kKVTile;
@@ -266,6 +295,8 @@ NB_MODULE(_native, m) {
   m.def("quantized_embed", &zg::Recorded<&quantized_embed>::call, release());
   m.def("rms_norm", &zg::Recorded<&rms_norm>::call, release());
   m.def("qkv_post", &zg::Recorded<&qkv_post>::call, release());
+  m.def("packed_attention", &zg::Recorded<&packed_attention>::call, release());
+  m.def("pack_kv", &zg::Recorded<&pack_kv>::call, release());
   m.def("paged_attention", &zg::Recorded<&paged_attention>::call, release());
   m.def("gated_activation", &zg::Recorded<&gated_activation>::call, release());
   m.def("add", &zg::Recorded<&add>::call, release());

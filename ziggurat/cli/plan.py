@@ -95,7 +95,12 @@ def as_json(result: Fit) -> dict[str, Any]:
         "unused_bytes": request.memory_bytes - reserve_bytes - result.planned_bytes(),
         "kv_bytes_per_token": plan.kv_bytes_per_token(),
         "kv_groups": [
-            {"num_layers": len(group.layers), "window_tokens": group.window, "num_blocks": count}
+            {
+                "num_layers": len(group.layers),
+                "window_tokens": None if group.is_tail else group.window,
+                "num_blocks": count,
+                "is_tail": group.is_tail,
+            }
             for group, count in zip(plan.program.kv_groups(), result.num_blocks, strict=True)
         ],
         "block_size_tokens": plan.limits.block_size,
@@ -152,6 +157,8 @@ def _sequences(count: int) -> str:
 
 
 def _group(group: dict[str, Any]) -> str:
+    if group["is_tail"]:
+        return f"{group['num_blocks']:,} in fp32 that are not full yet"
     span = f"window of {group['window_tokens']:,}" if group["window_tokens"] else "full attention"
     return f"{group['num_blocks']:,} blocks for {group['num_layers']} layers ({span})"
 

@@ -107,6 +107,11 @@ class AdapterPool:
             ModelError, UnsupportedFeature: see `read_adapter`.
             DoesNotFit: a matrix is larger than a block, or all of it than the pool has beside one long sequence.
         """
+        if any(group.is_tail for group in self._plan.program.kv_groups()):
+            raise UnsupportedFeature(
+                f"adapters share blocks with the KV cache, which {self._plan.kv_format.name} packs: use another --kv-cache-dtype",
+                feature="lora:kv-cache-dtype",
+            )
         if name in self._known:
             raise ConfigError(f"an adapter named {name!r} is there already: unload it first, or take another name")
         source = self._read(folder)

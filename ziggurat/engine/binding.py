@@ -101,7 +101,8 @@ class StepBinder:
         return call
 
     def _bind_qkv(self, step: QKVStep) -> Call:
-        qkv, group, kv, kernel = self.slots[step.qkv], step.group, self.kv[step.layer], self.ops.qkv_post
+        qkv, group, kernel = self.slots[step.qkv], step.group, self.ops.qkv_post
+        kv = self.kv[step.layer].tail or self.kv[step.layer]
         q_norm, k_norm = self._weight(step.q_norm), self._weight(step.k_norm)
         (cos, sin), heads, eps, offset = self.ropes[step.rope], step.num_heads, step.eps, step.weight_offset
 
@@ -125,20 +126,27 @@ class StepBinder:
     def _bind_attention(self, step: AttentionStep) -> Call:
         qkv, out, group, kv = self.slots[step.qkv], self.slots[step.out], step.group, self.kv[step.layer]
         heads, scale, window, kernel = step.num_heads, step.scale, step.window or 0, self.ops.paged_attention
-        softcap = step.softcap or 0.0
+        softcap, tail_group, pack = step.softcap or 0.0, step.tail_group, self.ops.pack_kv
 
         def call(values: Values, inputs: StepInputs) -> None:
+            arrays = {
+                "query_starts": inputs.query_starts,
+                "first_positions": inputs.first_positions,
+                "block_tables": inputs.tables[group],
+            }
+            tails = None if tail_group is None else inputs.tables[tail_group]
+            if tails is not None:
+                pack(kv, tail_tables=tails, **arrays)
             kernel(
                 values[qkv],
                 values[out],
-                query_starts=inputs.query_starts,
-                first_positions=inputs.first_positions,
-                block_tables=inputs.tables[group],
+                **arrays,
                 kv=kv,
                 num_heads=heads,
                 scale=scale,
                 window=window,
                 softcap=softcap,
+                tail_tables=tails,
             )
 
         return call

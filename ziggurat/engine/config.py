@@ -74,9 +74,9 @@ class EngineConfig:
     block_size: int = option(16, "tokens per KV block", group="memory")
     kv_cache_dtype: str = option(
         "auto",
-        "storage type of the KV cache; q8_0 and q4_0 take 8.5 and 4.5 bits per value; auto follows the weights",
+        "storage type of the KV cache; q8_0, q4_0, kivi4 and kivi2 take 8.5, 4.5, 5 and 3 bits per value; auto follows the weights",
         group="memory",
-        choices=("auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"),
+        choices=("auto", "fp32", "bf16", "fp16", "q8_0", "q4_0", "kivi4", "kivi2"),
     )
     offload_folder: Path | None = option(
         None, "where layers that do not fit in --memory lie, packed; they are read anew in every step", group="memory"

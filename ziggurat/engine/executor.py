@@ -31,6 +31,7 @@ from ziggurat.kernels.native import NativeOps
 from ziggurat.kernels.ops import load_native
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.kv import CopyOp
+from ziggurat.programs.formats import FP32
 from ziggurat.programs.ops import ROUTED, ROWS, TOKENS
 from ziggurat.programs.plan import NormStep, Plan, SelectStep
 from ziggurat.programs.program import KVGroup
@@ -216,22 +217,28 @@ class PlanExecutor:
 
     def _kv_layers(self) -> dict[int, KVLayer]:
         """By layer. Layout: [block][layer of the group][key | value][kv head][slot in block][head_dim]."""
-        layers = {}
-        for group in self.plan.program.kv_groups():
-            head = self.plan.kv_format.num_bytes((self.plan.limits.block_size, group.head_dim))
+        layers: dict[int, KVLayer] = {}
+        for group in self.plan.program.kv_groups():  # tails come last
             for place, layer in enumerate(group.layers):
-                layers[layer] = KVLayer(
-                    pool=self._pools[group.index],
-                    format=self.plan.kv_format,
-                    block_size=self.plan.limits.block_size,
-                    num_kv_heads=group.num_kv_heads,
-                    head_dim=group.head_dim,
-                    block_stride=self.plan.block_bytes(group),
-                    layer_offset=place * _layer_bytes(group, head),
-                    kv_stride=group.num_kv_heads * head,
-                    head_stride=head,
-                )
+                made = self._kv_layer(group, place)
+                layers[layer] = replace(layers[layer], tail=made) if group.is_tail else made
         return layers
+
+    def _kv_layer(self, group: KVGroup, place: int) -> KVLayer:
+        plan = self.plan
+        fmt = FP32 if group.is_tail else plan.kv_format
+        head = fmt.num_bytes((plan.limits.block_size, group.head_dim))
+        return KVLayer(
+            pool=self._pools[group.index],
+            format=fmt,
+            block_size=plan.limits.block_size,
+            num_kv_heads=group.num_kv_heads,
+            head_dim=group.head_dim,
+            block_stride=plan.block_bytes(group),
+            layer_offset=place * 2 * group.num_kv_heads * head,
+            kv_stride=group.num_kv_heads * head,
+            head_stride=head,
+        )
 
     def _bind_buffers(self) -> dict[str, int]:
         """Slot of every buffer. Layers reuse the same places, so a step cuts few views."""
@@ -245,7 +252,3 @@ class PlanExecutor:
                 self._bases.append((flat.view(buffer.max_rows, buffer.width), buffer.leading))
             slots[name] = known[key]
         return slots
-
-
-def _layer_bytes(group: KVGroup, head_bytes: int) -> int:
-    return 2 * group.num_kv_heads * head_bytes

@@ -83,9 +83,14 @@ def _formats(
 def _check_kv_format(program: Program, kv: FormatSpec) -> None:
     """
     Raises:
-        UnsupportedFeature: heads whose size is no whole number of blocks.
+        UnsupportedFeature: heads whose size is no whole number of blocks, or windows with a format that packs whole blocks of tokens.
     """
     for group in program.kv_groups():
+        if group.window is not None and kv.block_tokens:
+            raise UnsupportedFeature(
+                f"--kv-cache-dtype {kv.name} keeps whole contexts, and {program.architecture} has sliding windows: use q8_0 or q4_0",
+                feature="kv-cache-dtype",
+            )
         if group.head_dim % kv.block_values:
             raise UnsupportedFeature(
                 f"--kv-cache-dtype {kv.name} shares a scale among {kv.block_values} values, and the heads of {program.architecture} have "
@@ -131,7 +136,7 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
             needs the baseline of the process.
 
     Raises:
-        ConfigError: max_model_len is beyond the positions that the model was built for.
+        ConfigError: max_model_len is beyond the positions that the model was built for, or the KV format has blocks of its own.
     """
     header = source.gguf
     asked, limit = config.max_model_len, source.program.max_position
@@ -143,10 +148,20 @@ def size_request(config: EngineConfig, source: ModelSource, memory_bytes: int) -
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.fixed_num_batched_tokens,
-        block_size=config.block_size,
+        block_size=_block_size(config, source.formats.kv),
         can_stream=config.offload_folder is not None,
         overhead_bytes=overhead_bytes(source.folder) if header is None else overhead_of(header.header_bytes),
     )
+
+
+def _block_size(config: EngineConfig, kv: FormatSpec) -> int:
+    """Tokens per KV block: a format that packs whole blocks says how many."""
+    default = EngineConfig.__dataclass_fields__["block_size"].default
+    if kv.block_tokens and config.block_size not in (default, kv.block_tokens):
+        raise ConfigError(
+            f"--kv-cache-dtype {kv.name} packs blocks of {kv.block_tokens} tokens, and --block-size is {config.block_size}: leave it out"
+        )
+    return kv.block_tokens or config.block_size
 
 
 def size(config: EngineConfig, source: ModelSource, memory_bytes: int) -> Fit:

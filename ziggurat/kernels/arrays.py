@@ -12,7 +12,8 @@ from ziggurat.programs.formats import BF16, COMPUTED_BLOCKS, FP16, FP32, PANEL_W
 
 FLOAT_CODES = {"fp32": 0, "bf16": 1, "fp16": 2}
 BLOCK_CODES = {"q8_0": 3, "q4_0": 4}
-KV_CODES = FLOAT_CODES | BLOCK_CODES
+PACKED_CODES = {"kivi4": 5, "kivi2": 6}
+KV_CODES = FLOAT_CODES | BLOCK_CODES | PACKED_CODES
 _FORMATS = {"float32": FP32, "bfloat16": BF16, "uint16": BF16, "float16": FP16}
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ziggurat.errors import UnsupportedFeature
 from ziggurat.kernels.arrays import (
     BLOCK_CODES,
     FLOAT_CODES,
-    KV_CODES,
     address,
     block_bytes,
     block_format,
@@ -26,47 +24,12 @@ from ziggurat.kernels.arrays import (
     panel_shape,
     rows,
 )
+from ziggurat.kernels.kv_arguments import attention_call, check_tables, kv_arguments
 from ziggurat.kernels.lora_entries import check_entries
 from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.programs.formats import PANEL_WIDTH
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
-MAX_HEAD_DIM = 256
-
-
-def check_kv(kv: KVLayer) -> None:
-    """What both backends ask of a KV layer.
-
-    Raises:
-        UnsupportedFeature: a head size that the kernels cannot do.
-    """
-    if kv.head_dim % 8 or not 0 < kv.head_dim <= MAX_HEAD_DIM:
-        raise UnsupportedFeature(
-            f"head size {kv.head_dim}: the attention kernels need a multiple of 8, at most {MAX_HEAD_DIM}",
-            feature="head_dim",
-        )
-    if kv.head_dim % kv.format.block_values:
-        raise UnsupportedFeature(
-            f"head size {kv.head_dim} is no multiple of {kv.format.block_values}: keys and values cannot be kept in {kv.format.name}",
-            feature="kv-cache-dtype",
-        )
-    if not is_contiguous(kv.pool):
-        raise ValueError("kv.pool: must be contiguous")
-
-
-def kv_arguments(kv: KVLayer) -> tuple[int, ...]:
-    """The KV part of an argument list, in the order of native/module/module.cpp."""
-    check_kv(kv)
-    return (
-        address(kv.pool) + kv.layer_offset,
-        KV_CODES[kv.format.name],
-        kv.block_size,
-        kv.num_kv_heads,
-        kv.head_dim,
-        kv.block_stride,
-        kv.kv_stride,
-        kv.head_stride,
-    )
 
 
 class NativeOps:
@@ -219,15 +182,18 @@ class NativeOps:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        tail_tables: Array | None = None,
     ) -> None:
         """See `KernelOps.paged_attention`."""
-        num_seqs = first_positions.shape[0]
         if num_heads % kv.num_kv_heads:
             raise ValueError(f"{num_heads} query heads do not divide among {kv.num_kv_heads} KV heads")
         q_stride, out_stride = rows(qkv, "qkv"), rows(out, "out", None, num_heads * kv.head_dim)
-        check(query_starts, "query_starts", "int32", (num_seqs + 1,))
-        check(first_positions, "first_positions", "int32", (num_seqs,))
-        check(block_tables, "block_tables", "int32", (num_seqs, None))
+        num_seqs = check_tables(query_starts, first_positions, block_tables)
+        if kv.tail is not None:
+            call = attention_call(kv, query_starts, first_positions, block_tables, tail_tables, window)
+            places = address(qkv), q_stride, address(out), out_stride
+            self._lib.packed_attention(*places, *call.tables, num_heads, scale, softcap, *call.layers)
+            return
         self._lib.paged_attention(
             address(qkv),
             q_stride,
@@ -244,6 +210,13 @@ class NativeOps:
             softcap,
             *kv_arguments(kv),
         )
+
+    def pack_kv(
+        self, kv: KVLayer, *, query_starts: Array, first_positions: Array, block_tables: Array, tail_tables: Array
+    ) -> None:
+        """See `KernelOps.pack_kv`."""
+        call = attention_call(kv, query_starts, first_positions, block_tables, tail_tables, 0)
+        self._lib.pack_kv(*call.tables, *call.layers)
 
     def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:
         """See `KernelOps.gated_activation`."""

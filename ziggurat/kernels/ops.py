@@ -22,7 +22,7 @@ from ziggurat.registry import nearest
 __all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
-_ABI = 3
+_ABI = 4
 """Of native/module/module.cpp; raised there and here when a signature changes."""
 
 MAX_LORA_RANK = 512
@@ -41,10 +41,12 @@ class KVLayer:
     Attributes:
         pool: the arena that holds all blocks of this group; any dtype, contiguous.
         format: storage of the entries: fp32, bf16, fp16, or q8_0 and q4_0, whose entries are blocks of 32 values with a scale and are
-            quantized as they are written (native/kernels/attention/entries.h).
+            quantized as they are written (native/kernels/attention/entries.h), or kivi4 and kivi2, whose blocks of 32 tokens are packed by
+            `KernelOps.pack_kv` (native/kernels/attention/kivi.h): a head's part is then D records of 32 values.
         block_size: tokens per block.
         num_kv_heads, head_dim: shape of an entry; ``head_dim`` is a multiple of 8, and of 32 for quantized formats.
         block_stride, layer_offset, kv_stride, head_stride: bytes, multiples of the item size of plain formats.
+        tail: for kivi4 and kivi2, where blocks are written until they are packed: fp32, another pool with tables of its own.
     """
 
     pool: Array
@@ -56,6 +58,7 @@ class KVLayer:
     layer_offset: int
     kv_stride: int
     head_stride: int
+    tail: KVLayer | None = None
 
 
 class KernelOps(Protocol):
@@ -170,6 +173,7 @@ class KernelOps(Protocol):
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        tail_tables: Array | None = None,
     ) -> None:
         """Causal attention of a ragged batch, prefill chunks and decodes in one call.
 
@@ -187,7 +191,16 @@ class KernelOps(Protocol):
             scale: factor of the scores, usually ``D ** -0.5``.
             window: sliding window in tokens, 0 for none.
             softcap: if above zero, scores become ``softcap * tanh(score / softcap)`` before the softmax (Gemma 2).
+            tail_tables: int32 [S, B] into ``kv.tail``, needed with packed formats and by no others. A query then sees the block that it
+                stands in in plain numbers and all before it packed, and there is no window.
         """
+        ...
+
+    def pack_kv(
+        self, kv: KVLayer, *, query_starts: Array, first_positions: Array, block_tables: Array, tail_tables: Array
+    ) -> None:
+        """Pack the blocks of 32 tokens that this step's rows have filled, from ``kv.tail`` into ``kv``: after `qkv_post`, before
+        `paged_attention`, with the same arrays."""
         ...
 
     def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:

@@ -19,6 +19,7 @@ from ziggurat.programs.lower import Formats, lower
 from ziggurat.programs.plan import Limits, Plan
 from ziggurat.programs.program import KVGroup, Program
 from ziggurat.programs.streaming import place_bytes, streamed
+from ziggurat.programs.tails import tail_blocks
 from ziggurat.units import format_bytes
 
 RESERVE_RATIO = 0.03
@@ -95,6 +96,15 @@ def sequence_bytes(plan: Plan, num_tokens: int) -> int:
     return sum(
         sequence_blocks(group, num_tokens, plan.limits) * (plan.block_bytes(group) + BLOCK_METADATA_BYTES)
         for group in plan.program.kv_groups()
+        if not group.is_tail
+    )
+
+
+def _fixed_bytes(plan: Plan) -> int:
+    """Everything whose size does not depend on how many tokens there are to remember: tails too, which a step's size bounds."""
+    tails = [group for group in plan.program.kv_groups() if group.is_tail]
+    return plan.fixed_bytes() + sum(
+        tail_blocks(plan.limits) * (plan.block_bytes(tail) + BLOCK_METADATA_BYTES) for tail in tails
     )
 
 
@@ -104,7 +114,7 @@ def _table_bytes(plan: Plan, num_tokens: int) -> int:
 
 def _longest_context(plan: Plan, request: SizeRequest, limit: int) -> int:
     """The largest context up to ``limit`` for which one sequence fits, 0 if none."""
-    other = plan.fixed_bytes() - plan.table_bytes + request.overhead_bytes
+    other = _fixed_bytes(plan) - plan.table_bytes + request.overhead_bytes
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -176,19 +186,21 @@ def _best_step(
 def _keep_layers(whole: Plan, plan: Plan, request: SizeRequest) -> Plan:
     """As many resident layers as there is room for beside the KV of all sequences of a step, which get at most half of it."""
     one = sequence_bytes(plan, plan.limits.max_model_len)
-    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes - one
+    left = request.usable_bytes - _fixed_bytes(plan) - request.overhead_bytes - one
     others = min(left // 2, (plan.limits.max_num_seqs - 1) * one)
     return streamed(whole, max(0, left - others) // place_bytes(whole))
 
 
 def _with_pool(plan: Plan, request: SizeRequest, max_model_len: int) -> Fit:
-    """Splits what is left between the KV groups in proportion to what a full-length sequence needs."""
+    """Splits what is left between the KV groups in proportion to what a full-length sequence needs; tails come first."""
     groups = plan.program.kv_groups()
-    left = request.usable_bytes - plan.fixed_bytes() - request.overhead_bytes
+    left = request.usable_bytes - _fixed_bytes(plan) - request.overhead_bytes
     per_sequence = [sequence_blocks(group, max_model_len, plan.limits) for group in groups]
-    costs = [plan.block_bytes(group) + BLOCK_METADATA_BYTES for group in groups]
-    sequence_cost = sum(count * cost for count, cost in zip(per_sequence, costs, strict=True))
-    num_blocks = tuple(max(count, left * count // sequence_cost) for count in per_sequence)
+    sequence_cost = sequence_bytes(plan, max_model_len)
+    num_blocks = tuple(
+        tail_blocks(plan.limits) if group.is_tail else max(count, left * count // sequence_cost)
+        for count, group in zip(per_sequence, groups, strict=True)
+    )
     longest = _longest_in_pool(plan, num_blocks)
     return Fit(
         request=request,
@@ -197,7 +209,9 @@ def _with_pool(plan: Plan, request: SizeRequest, max_model_len: int) -> Fit:
         kv_pool_bytes=sum(n * plan.block_bytes(group) for n, group in zip(num_blocks, groups, strict=True)),
         metadata_bytes=sum(num_blocks) * BLOCK_METADATA_BYTES,
         longest_context_tokens=longest,
-        largest_batch=min(n // count for n, count in zip(num_blocks, per_sequence, strict=True)),
+        largest_batch=min(
+            n // count for n, count, group in zip(num_blocks, per_sequence, groups, strict=True) if not group.is_tail
+        ),
         is_context_lowered=request.max_model_len is None and max_model_len < plan.program.max_position,
     )
 
@@ -242,7 +256,7 @@ def refit(fit: Fit, memory_bytes: int, max_blocks: tuple[int, ...]) -> Fit:
 
 def smallest_budget(plan: Plan, overhead_bytes: int, num_tokens: int) -> int:
     """The smallest ``--memory`` with which one sequence of ``num_tokens`` runs under this plan's step size."""
-    fixed = plan.fixed_bytes() - plan.table_bytes + _table_bytes(plan, num_tokens)
+    fixed = _fixed_bytes(plan) - plan.table_bytes + _table_bytes(plan, num_tokens)
     needed = fixed + overhead_bytes + sequence_bytes(plan, num_tokens)
     return int(needed / (1 - RESERVE_RATIO)) + 1
 

@@ -24,6 +24,8 @@ class FormatSpec:
         safetensors: the dtype's name in safetensors headers; empty where it has none.
         torch: the dtype's name in torch, without the ``torch.`` prefix; empty where it has none.
         block_values: values that share a scale: rows are multiples of it. 1 for formats that are plain numbers.
+        block_tokens: tokens of keys and values that are packed together, when all of them are there; until then they are kept in fp32,
+            in a block of their own (the tail). 0 for formats whose tokens stand alone.
     """
 
     name: str
@@ -31,6 +33,7 @@ class FormatSpec:
     safetensors: str = ""
     torch: str = ""
     block_values: int = 1
+    block_tokens: int = 0
 
     @property
     def is_quantized(self) -> bool:
@@ -55,6 +58,10 @@ Q4_0 = FormatSpec(name="q4_0", bits=8 * 18 / 32, block_values=32)
 Q4_K = FormatSpec(name="q4_k", bits=8 * 144 / 256, block_values=256)
 Q6_K = FormatSpec(name="q6_k", bits=8 * 210 / 256, block_values=256)
 
+# KIVI: B bits and, per 32 values, a scale and a minimum in fp16 (arXiv 2402.02750). For keys and values only.
+KIVI4 = FormatSpec(name="kivi4", bits=4 + 32 / 32, block_values=32, block_tokens=32)
+KIVI2 = FormatSpec(name="kivi2", bits=2 + 32 / 32, block_values=32, block_tokens=32)
+
 COMPUTED_BLOCKS = {spec.name: spec for spec in (Q8_0, Q4_0)}
 """Quantized formats that linears compute with as they are stored: panels are ``[ceil(N / 16)][K / 32][16 * bytes of a block]``."""
 
@@ -67,7 +74,7 @@ def scratch_width(in_features: int) -> int:
 
 
 FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16)}
-KV_FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16, Q8_0, Q4_0)}
+KV_FORMATS = {spec.name: spec for spec in (FP32, BF16, FP16, Q8_0, Q4_0, KIVI4, KIVI2)}
 """What keys and values can be kept in."""
 _ALIASES = {"float32": FP32, "float": FP32, "bfloat16": BF16, "float16": FP16, "half": FP16}
 

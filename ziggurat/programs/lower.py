@@ -40,6 +40,7 @@ from ziggurat.programs.plan import (
 )
 from ziggurat.programs.program import Program
 from ziggurat.programs.streaming import layer_spans
+from ziggurat.programs.tails import with_tails
 from ziggurat.units import round_up
 
 # One row of logits as a sorted copy, its order and a probability array, in fp64 and int64: numpy's working set per row.
@@ -341,8 +342,7 @@ class _Lowering:
         )
 
     def place_buffers(self, limits: Limits, result: str) -> tuple[dict[str, Buffer], int]:
-        """Offsets in the workspace. The result is read after the last step, by the sampler; so is what rows are selected from,
-        because further rows may be selected from it, piece by piece (a prompt's log-probabilities, embeddings)."""
+        """Offsets in the workspace. The result is read after the last step; so is what rows are selected from, further ones too."""
         tokens = limits.max_num_batched_tokens
         rows = {ops.TOKENS: tokens, ROUTED: tokens * self.program.top_k, ROWS: limits.max_num_seqs}
         kept = {result, *(step.x for step in self.steps if isinstance(step, SelectStep))}
@@ -383,7 +383,7 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
     low.run()
     logits = low.buffer_of[program.epilogue[-1].output]
     buffers, workspace_bytes = low.place_buffers(limits, logits)
-    return Plan(
+    plan = Plan(
         program=program,
         limits=limits,
         steps=tuple(low.steps),
@@ -397,3 +397,4 @@ def lower(program: Program, formats: Formats, limits: Limits) -> Plan:
         sampler_bytes=program.vocab_size * _SAMPLER_BYTES_PER_ENTRY,
         logits=logits,
     )
+    return with_tails(plan)

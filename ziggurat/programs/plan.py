@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ziggurat.programs.formats import FormatSpec
+from ziggurat.programs.formats import FP32, FormatSpec
 from ziggurat.programs.program import KVGroup, Program
 
 
@@ -127,7 +127,10 @@ class QKVStep(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionStep(Step):
-    """out [tokens, heads * head_dim] = causal attention of the q part of ``qkv`` over the layer's KV."""
+    """out [tokens, heads * head_dim] = causal attention of the q part of ``qkv`` over the layer's KV.
+
+    With a ``tail_group`` the blocks that became full are packed first, and the rest is read from the tail.
+    """
 
     qkv: str
     out: str
@@ -139,6 +142,7 @@ class AttentionStep(Step):
     scale: float
     window: int | None
     softcap: float | None
+    tail_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,9 +266,10 @@ class Plan:
         return tuple(number for number, span in enumerate(self.layer_spans) if span.is_streamed)
 
     def kv_bytes_per_token(self, group: KVGroup | None = None) -> int:
-        """Bytes that one token takes in one KV group, or in all of them."""
-        groups = self.program.kv_groups() if group is None else (group,)
-        return sum(self.kv_format.num_bytes((each.values_per_token(),)) for each in groups)
+        """Bytes that one token takes in one KV group, or in all of them but tails, which hold few."""
+        if group is not None:
+            return (FP32 if group.is_tail else self.kv_format).num_bytes((group.values_per_token(),))
+        return sum(self.kv_bytes_per_token(each) for each in self.program.kv_groups() if not each.is_tail)
 
     def block_bytes(self, group: KVGroup) -> int:
         """Bytes of one KV block of a group: all its layers, keys and values, ``block_size`` tokens."""

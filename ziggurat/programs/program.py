@@ -47,6 +47,7 @@ class KVGroup:
     Attributes:
         layers: layer numbers, ascending.
         window: tokens that stay visible, or None for all of them.
+        is_tail: holds in fp32 what another group of the same layers will pack (`ziggurat.programs.tails`).
     """
 
     index: int
@@ -54,6 +55,7 @@ class KVGroup:
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    is_tail: bool = False
 
     def values_per_token(self) -> int:
         """Numbers kept for one token over all layers of the group, keys and values together."""

@@ -14,7 +14,10 @@
 // span are never multiplied, so what lies in slots that were not written yet (or in a neighbour's poisoned row) cannot leak in.
 //
 // A sequence's tasks are not split along the keys: a long lone decode uses as many threads as there are KV heads.
+#include <cstddef>
+
 #include "kernels/attention/entries.h"
+#include "kernels/attention/kivi.h"
 #include "kernels/attention/transpose.h"
 #include "kernels/linear/tile.h"
 #include "kernels/parallel.h"
@@ -229,13 +232,25 @@ void fetch(const Tile<T>& tile, int64_t d) {
   }
 }
 
-template <typename T>
-void walk(const AttentionArgs& a, Rows& rows, const int32_t* table, int64_t kv_head) {
-  const int64_t d = a.kv.head_dim, lowest = rows.position[0], highest = rows.position[rows.count - 1];
+void begin_rows(Rows& rows, int64_t d) {
   for (int r = 0; r < rows.count; ++r) {
     rows.maximum[r] = -__builtin_inff(), rows.sum[r] = 0.0f;
     for (int64_t i = 0; i < d; i += 8) store8(rows.out[r] + i, zero8());
   }
+}
+
+void finish_rows(Rows& rows, int64_t d) {
+  for (int r = 0; r < rows.count; ++r) {
+    const vec8 factor = set8(1.0f / rows.sum[r]);
+    for (int64_t i = 0; i < d; i += 8) store8(rows.out[r] + i, mul8(load8(rows.out[r] + i), factor));
+  }
+}
+
+template <typename T>
+void walk(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head) {
+  const int32_t* table = a.block_tables + sequence * a.table_stride;
+  const int64_t d = a.kv.head_dim, lowest = rows.position[0], highest = rows.position[rows.count - 1];
+  begin_rows(rows, d);
   const int64_t begin = a.window > 0 ? most(0, lowest - a.window + 1) : 0;
   const auto tile_at = [&](int64_t start, Tile<T>& tile) {
     tile.first = static_cast<int>(most(0, begin - start)), tile.last = static_cast<int>(least(kKVTile, highest + 1 - start));
@@ -252,14 +267,60 @@ void walk(const AttentionArgs& a, Rows& rows, const int32_t* table, int64_t kv_h
     widen<T>(tile, d, scratch);
     attend_rows(a, rows, scratch, start);
   }
-  for (int r = 0; r < rows.count; ++r) {
-    const vec8 factor = set8(1.0f / rows.sum[r]);
-    for (int64_t i = 0; i < d; i += 8) store8(rows.out[r] + i, mul8(load8(rows.out[r] + i), factor));
-  }
+  finish_rows(rows, d);
 }
 
-template <typename T>
-void task(const AttentionArgs& a, int64_t index) {
+// 32 packed tokens, of which the keys become two panels.
+template <int kBits>
+void widen_packed(const char* head, int64_t part_bytes, int64_t d, float* panels, float* values) {
+  const auto* keys = reinterpret_cast<const KiviRecord<kBits>*>(head);
+  const auto* records = reinterpret_cast<const KiviRecord<kBits>*>(head + part_bytes);
+  float column[kKiviTokens];
+  for (int64_t c = 0; c < d; ++c) {
+    decode_record(keys + c, column);
+    store16(panels + c * kPanelWidth, load16(column));
+    store16(panels + (d + c) * kPanelWidth, load16(column + kPanelWidth));
+  }
+  for (int64_t record = 0; record < d; ++record) decode_record(records + record, values + record * kKiviTokens);
+}
+
+// The first `count` tokens of a tail block.
+void widen_tail(const char* head, int64_t part_bytes, int64_t d, int count, float* panels, float* values) {
+  const float* keys = reinterpret_cast<const float*>(head);
+  for (int panel = 0; panel * kPanelWidth < count; ++panel) {
+    const float* rows[kPanelWidth];
+    for (int j = 0; j < kPanelWidth; ++j) rows[j] = keys + least(panel * kPanelWidth + j, count - 1) * d;
+    panel_of_rows<float>(rows, d, panels + panel * kPanelWidth * d);
+  }
+  __builtin_memcpy(values, head + part_bytes, static_cast<std::size_t>(count * d) * sizeof(float));
+}
+
+// All rows stand in one block of 32 positions, which they see in plain numbers; what is before it is packed.
+template <int kBits>
+void walk_packed(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head) {
+  const int32_t* table = a.block_tables + sequence * a.table_stride;
+  const int32_t* tails = a.tail_tables + sequence * a.tail_stride;
+  const int64_t d = a.kv.head_dim, highest = rows.position[rows.count - 1], own = highest / kKiviTokens;
+  begin_rows(rows, d);
+  static thread_local Scratch scratch;
+  const auto head_of = [&](const KVArgs& kv, int64_t block) { return kv.base + block * kv.block_stride + kv_head * kv.head_stride; };
+  for (int64_t start = 0; start <= highest; start += kKVTile) {
+    for (int half = 0; half < kKVTile / kKiviTokens; ++half) {
+      const int64_t block = start / kKiviTokens + half;
+      float* panels = scratch.keys + half * kKiviTokens * d;
+      float* values = scratch.values + half * kKiviTokens * d;
+      if (block < own) widen_packed<kBits>(head_of(a.kv, table[block]), a.kv.kv_stride, d, panels, values);
+      if (block == own) widen_tail(head_of(a.tail, tails[block]), a.tail.kv_stride, d, static_cast<int>(highest % kKiviTokens) + 1, panels, values);
+      if (block + 2 < own)
+        for (int64_t i = 0; i < 2 * a.kv.kv_stride / a.kv.num_kv_heads; i += 64) __builtin_prefetch(head_of(a.kv, table[block + 2]) + i, 0, 2);
+    }
+    attend_rows(a, rows, scratch, start);
+  }
+  finish_rows(rows, d);
+}
+
+template <typename Walk>
+void task(const AttentionArgs& a, int64_t index, int64_t span, const Walk& walk) {
   int64_t low = 0, high = a.num_seqs - 1;  // the sequence whose tasks hold the index
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
@@ -278,9 +339,10 @@ void task(const AttentionArgs& a, int64_t index) {
       rows.q[rows.count] = a.q + row * a.q_stride + head * d;
       rows.out[rows.count] = a.out + row * a.out_stride + head * d;
       rows.position[rows.count++] = a.first_positions[low] + row - a.query_starts[low];
-      const bool is_end = row + 1 == last && head + 1 == (kv_head + 1) * heads;
-      if (rows.count == kAttentionRows || is_end) {
-        walk<T>(a, rows, a.block_tables + low * a.table_stride, kv_head);
+      const bool is_row_end = head + 1 == (kv_head + 1) * heads;
+      const bool is_span_end = is_row_end && span > 0 && (rows.position[rows.count - 1] + 1) % span == 0;
+      if (rows.count == kAttentionRows || is_span_end || (is_row_end && row + 1 == last)) {
+        walk(a, rows, low, kv_head);
         rows.count = 0;
       }
     }
@@ -290,13 +352,17 @@ void task(const AttentionArgs& a, int64_t index) {
 }  // namespace
 
 void paged_attention(const AttentionArgs& a) {
-  const int64_t num_tasks = a.task_starts[a.num_seqs];
+  const auto run = [&](const auto& walk, int64_t span) {
+    for_tasks(a.task_starts[a.num_seqs], [&](int64_t i) { task(a, i, span, walk); });
+  };
   switch (a.kv.format) {
-    case KVFormat::f32: return for_tasks(num_tasks, [&](int64_t i) { task<float>(a, i); });
-    case KVFormat::bf16: return for_tasks(num_tasks, [&](int64_t i) { task<bf16>(a, i); });
-    case KVFormat::f16: return for_tasks(num_tasks, [&](int64_t i) { task<f16>(a, i); });
-    case KVFormat::q8_0: return for_tasks(num_tasks, [&](int64_t i) { task<KVQ8>(a, i); });
-    case KVFormat::q4_0: return for_tasks(num_tasks, [&](int64_t i) { task<KVQ4>(a, i); });
+    case KVFormat::f32: return run(walk<float>, 0);
+    case KVFormat::bf16: return run(walk<bf16>, 0);
+    case KVFormat::f16: return run(walk<f16>, 0);
+    case KVFormat::q8_0: return run(walk<KVQ8>, 0);
+    case KVFormat::q4_0: return run(walk<KVQ4>, 0);
+    case KVFormat::kivi4: return run(walk_packed<4>, kKiviTokens);
+    case KVFormat::kivi2: return run(walk_packed<2>, kKiviTokens);
   }
 }
 

@@ -47,6 +47,8 @@ void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
     case KVFormat::f16: return write_kv<f16>(a, k, slot);
     case KVFormat::q8_0: return write_kv<KVQ8>(a, k, slot);
     case KVFormat::q4_0: return write_kv<KVQ4>(a, k, slot);
+    case KVFormat::kivi4:
+    case KVFormat::kivi2: return;  // written into tails, packed by pack_kv
   }
 }
 

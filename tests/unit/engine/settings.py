@@ -16,6 +16,7 @@ from ziggurat.engine.weights import fill_weights
 from ziggurat.kernels.ops import load_native
 from ziggurat.memory.fit import sequence_blocks
 from ziggurat.memory.machine import Machine
+from ziggurat.programs.tails import tail_blocks
 
 MAX_MODEL_LEN = 96
 FASTEST = "torch" if load_native() is None else "native"
@@ -63,8 +64,11 @@ def load(folder: Path, setting: Setting) -> Engine:
     )
     source = open_model(config)
     roomy = size(config, source, 64 << 20)
-    groups = source.program.kv_groups()
-    counts = [sequence_blocks(group, MAX_MODEL_LEN, roomy.plan.limits) + setting.spare_blocks for group in groups]
+    groups, limits = roomy.plan.program.kv_groups(), roomy.plan.limits
+    counts = [
+        tail_blocks(limits) if group.is_tail else sequence_blocks(group, MAX_MODEL_LEN, limits) + setting.spare_blocks
+        for group in groups
+    ]
     pool_bytes = sum(count * roomy.plan.block_bytes(group) for count, group in zip(counts, groups, strict=True))
     tight = replace(roomy, num_blocks=tuple(counts), kv_pool_bytes=pool_bytes, metadata_bytes=0)
     ops = kernels.select(setting.backend, num_threads=setting.threads)

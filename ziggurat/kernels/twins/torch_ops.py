@@ -17,10 +17,11 @@ from ziggurat.kernels.arrays import (
     grouped_shape,
     panel_shape,
 )
+from ziggurat.kernels.kv_arguments import check_kv, check_packed
 from ziggurat.kernels.lora_entries import check_entries
-from ziggurat.kernels.native import check_kv, check_pairs, check_route, check_select
+from ziggurat.kernels.native import check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
-from ziggurat.kernels.twins import quantized
+from ziggurat.kernels.twins import kivi, quantized
 from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
 from ziggurat.kernels.twins.exact import as_tensor, assembled, exp, rms_norm, tanh, tree_sum
 from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
@@ -161,20 +162,36 @@ class TorchOps:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        tail_tables: Array | None = None,
     ) -> None:
         """See `KernelOps.paged_attention`."""
         check_kv(kv)
-        stored = kv.format if kv.format.is_quantized else None
-        rule = ScoreRule(scale=scale, window=window, softcap=softcap, quantized=stored)
-        rows, result, entries = as_tensor(qkv), as_tensor(out), kv_view(kv)
+        rows, result = as_tensor(qkv), as_tensor(out)
         starts, tables = as_tensor(query_starts).tolist(), as_tensor(block_tables).long()
         q = rows[:, : num_heads * kv.head_dim].unflatten(1, (num_heads, kv.head_dim))
+        if kv.tail is not None:
+            check_packed(kv, tail_tables, len(tables), window)
+            tails, rule = as_tensor(tail_tables).long(), ScoreRule(scale=scale, window=0, softcap=softcap)
+            for s, first_position in enumerate(as_tensor(first_positions).tolist()):
+                part = slice(starts[s], starts[s + 1])
+                result[part] = kivi.attend(q[part], first_position, tables[s], tails[s], kv, rule).flatten(1)
+            return
+        stored = kv.format if kv.format.is_quantized else None
+        rule, entries = ScoreRule(scale=scale, window=window, softcap=softcap, quantized=stored), kv_view(kv)
         for s, first_position in enumerate(as_tensor(first_positions).tolist()):
             begin, end = starts[s], starts[s + 1]
             attended = attend_sequence(
                 q[begin:end], first_position, tables[s], entries, num_heads // kv.num_kv_heads, rule
             )
             result[begin:end] = attended.flatten(1)
+
+    def pack_kv(
+        self, kv: KVLayer, *, query_starts: Array, first_positions: Array, block_tables: Array, tail_tables: Array
+    ) -> None:
+        """See `KernelOps.pack_kv`."""
+        check_packed(kv, tail_tables, first_positions.shape[0], 0)
+        arrays = (as_tensor(array) for array in (query_starts, first_positions, block_tables, tail_tables))
+        kivi.pack_blocks(kv, *arrays)
 
     def gated_activation(self, gate_up: Array, out: Array, *, kind: str = "silu") -> None:
         """See `KernelOps.gated_activation`."""
