@@ -128,7 +128,7 @@ class PaperCache:
 
     def num_bytes(self, full_bytes: int = 2) -> int:
         """Codes, scales, minima and residuals, the latter with so many bytes per value."""
-        dim = (self.packed_values or self.values)[0].shape[-1]
+        dim = int((self.packed_values or self.values)[0].shape[-1])
         num_packed = sum(len(part) for part in (*self.packed_keys, *self.packed_values))
         num_full = len(self.keys) + len(self.values)
         return num_packed * dim * (self.bits + 1) // 8 + num_full * dim * full_bytes
