@@ -216,7 +216,7 @@ class PlanExecutor:
                 self._ops.copy_blocks(self._pools[group.index], index, block_bytes=self.plan.block_bytes(group))
 
     def _kv_layers(self) -> dict[int, KVLayer]:
-        """By layer. Layout: [block][layer of the group][key | value][kv head][slot in block][head_dim]."""
+        """By layer. Layout: [block][layer of the group][key | value][kv head], and inside what `KVLayer` says."""
         layers: dict[int, KVLayer] = {}
         for group in self.plan.program.kv_groups():  # tails come last
             for place, layer in enumerate(group.layers):

@@ -23,7 +23,7 @@ from ziggurat.durable import sync_folder
 from ziggurat.errors import ConfigError, RequestError
 from ziggurat.units import format_bytes
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".zsession"
 _MAX_HEADER_BYTES = 64 << 20
 

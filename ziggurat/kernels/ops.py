@@ -35,8 +35,9 @@ Array = Any
 class KVLayer:
     """Where one layer's keys and values lie in a block-major pool.
 
-    The entry of token slot ``o`` of block ``b``, KV head ``h``, part ``p`` (0 key, 1 value) starts at byte
-    ``b * block_stride + layer_offset + p * kv_stride + h * head_stride + o * (bytes of an entry)`` of ``pool``.
+    KV head ``h`` of part ``p`` (0 keys, 1 values) of block ``b`` starts at byte
+    ``b * block_stride + layer_offset + p * kv_stride + h * head_stride`` of ``pool``. There lie the entries of the block's token slots one
+    after another, [slot][D]; keys in plain numbers lie [D][slot], so that attention multiplies sixteen tokens at a time where they are.
 
     Attributes:
         pool: the arena that holds all blocks of this group; any dtype, contiguous.

@@ -3,7 +3,7 @@
 
 Layout of a paged group (block-major: one block is one copy and one hole punched)::
 
-    pool of group g:  [block][layer of the group][key | value][kv head][slot in block][head_dim]
+    pool of group g:  [block][layer of the group][key | value][kv head][what the kernels keep there]
     one block table per (sequence, group): token t lives in block table[t // block_size], slot t % block_size
 
 Half-open token ranges of one sequence::

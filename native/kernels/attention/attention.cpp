@@ -6,12 +6,13 @@
 //   position   0 .. 63 | 64 .. 127 | 128 .. 191 | ..        row at position i sees [max(0, i - window + 1), i]
 //   row i      [ tile  |   tile    |  tile lo..hi )          lo and hi are the visible span inside a tile
 //
-// A tile is widened to fp32 (quantized entries are decoded, attention/entries.h) once for all rows of a task: its keys as four panels of sixteen (the layout of linear/tile.h, whose
-// register tiles multiply here too), its values row by row. For each row and tile: scores (one chain of multiply-adds per key, over
-// the head's elements from 0 upwards), maximum, exponentials, and the weighted sum of the values in the order of the keys; the running
-// maximum, sum and output are rescaled as in online softmax (Milakov and Gimelshein, arXiv 1805.02867). Every step depends on the row's
-// own position and numbers only: chunking, neighbours, the size of a KV block and the threads cannot change a bit. Values outside the
-// span are never multiplied, so what lies in slots that were not written yet (or in a neighbour's poisoned row) cannot leak in.
+// Keys of plain formats lie with sixteen tokens side by side, [element][token] in every block, values row by row: where blocks are whole
+// panels of sixteen tokens, both are multiplied where they lie. Others (quantized, packed, small blocks) are first widened to fp32 in that
+// layout, once for all rows of a task. For each row and tile: scores (one chain of multiply-adds per key, over the head's elements from
+// 0 upwards), maximum, exponentials, and the weighted sum of the values in the order of the keys; the running maximum, sum and output are
+// rescaled as in online softmax (Milakov and Gimelshein, arXiv 1805.02867). Every step depends on the row's own position and numbers only:
+// chunking, neighbours, the size of a KV block and the threads cannot change a bit. Values outside the span are never multiplied, and scores
+// outside of it are hidden, so what lies in slots that were not written yet (or in a neighbour's poisoned row) cannot leak in.
 //
 // A sequence's tasks are not split along the keys: a long lone decode uses as many threads as there are KV heads.
 #include <cstddef>
@@ -42,12 +43,46 @@ struct Rows {
   int count;
 };
 
-// The keys and values of one tile in the pool; entries outside [first, last) point at some entry inside it.
+// The keys and values of one tile in the pool, for formats whose entries stand alone; entries outside [first, last) point at some entry
+// inside it.
 template <typename T>
 struct Tile {
   const T* keys[kKVTile];
   const T* values[kKVTile];
   int first, last;
+};
+
+// Keys of a tile as panels: sixteen tokens of element i.
+template <typename T>
+struct KeyPanels {
+  static constexpr bool kIsStream = false;  // the next tile is fetched as a whole
+  static constexpr int kMostPanels = kPanelsPerTile;
+  const T* panels[kPanelsPerTile];
+  int64_t stride;
+
+  const T* at(int64_t panel, int64_t i) const { return panels[panel] + i * stride; }
+};
+
+// Values of a tile from token `first` on: sixteen columns of token first + i.
+template <typename T>
+struct ValueRows {
+  static constexpr bool kIsStream = false;
+  static constexpr int kMostPanels = 1 << 20;
+  const T* const* panels;
+  int64_t stride;
+  int first;
+
+  const T* at(int64_t panel, int64_t i) const {
+    const int64_t token = first + i;
+    return panels[token / kPanelWidth] + token % kPanelWidth * stride + panel * kPanelWidth;
+  }
+};
+
+template <typename T>
+struct View {
+  KeyPanels<T> keys;
+  const T* values[kPanelsPerTile];
+  int64_t value_stride;
 };
 
 struct Scratch {
@@ -100,14 +135,14 @@ inline Span visible(const AttentionArgs& a, int64_t position, int64_t tile_start
 }
 
 // out[r] = start + sum over keys [first, last) of scores[r][key] * value[key], rows [from, to) of the group.
-template <typename Start>
-void add_values(const AttentionArgs& a, const Scratch& scratch, float* const* out, const float (*scores)[kKVTile], int from, int to,
-                int first, int last, const Start& start) {
-  const int64_t d = a.kv.head_dim, stride = value_stride(d);
+template <typename T, typename Start>
+void add_values(const AttentionArgs& a, const View<T>& view, float* const* out, const float (*scores)[kKVTile], int from, int to, int first,
+                int last, const Start& start) {
+  const int64_t d = a.kv.head_dim;
   const float* weights[kMaxTileRows] = {};
   for (int r = from; r < to; ++r) weights[r - from] = scores[r] + first;
-  rows_by_panels<float>(
-      Panels<float>{scratch.values + first * stride, kPanelWidth, stride}, last - first, weights, to - from, 0, stride / kPanelWidth,
+  rows_by_panels(
+      ValueRows<T>{view.values, view.value_stride, first}, last - first, weights, to - from, 0, (d + kPanelWidth - 1) / kPanelWidth,
       [&](int r, int64_t column) { return start(from + r, column); },
       [&](int r, int64_t column, vec8 sum) {
         if (column < d) store8(out[from + r] + column, sum);
@@ -122,7 +157,8 @@ inline vec16 load_row16(const float* row, int64_t column, int64_t d) {
 }
 
 // One tile for up to kMaxTileRows rows that all see some of it.
-void attend(const AttentionArgs& a, Rows& rows, int first_row, int count, const Scratch& scratch, int64_t tile_start) {
+template <typename T>
+void attend(const AttentionArgs& a, Rows& rows, int first_row, int count, const View<T>& view, int64_t tile_start) {
   const int64_t d = a.kv.head_dim;
   alignas(64) float scores[kMaxTileRows][kKVTile];
   float factors[kMaxTileRows];
@@ -130,9 +166,8 @@ void attend(const AttentionArgs& a, Rows& rows, int first_row, int count, const 
   for (int r = 0; r < count; ++r) spans[r] = visible(a, rows.position[first_row + r], tile_start);
   float* const* out = rows.out + first_row;
   const int64_t panels = (spans[count - 1].last + kPanelWidth - 1) / kPanelWidth;
-  rows_by_panels<float>(
-      Panels<float>{scratch.keys, d * kPanelWidth, kPanelWidth}, d, rows.q + first_row, count, spans[0].first / kPanelWidth, panels,
-      FromZero{}, [&](int r, int64_t column, vec8 sum) { store8(scores[r] + column, mul8(sum, set8(a.scale))); });
+  rows_by_panels(
+      view.keys, d, rows.q + first_row, count, spans[0].first / kPanelWidth, panels, FromZero{}, [&](int r, int64_t column, vec8 sum) { store8(scores[r] + column, mul8(sum, set8(a.scale))); });
   for (int r = 0; r < count; ++r) {
     hide(scores[r], spans[r]);
     if (a.softcap > 0.0f) cap(scores[r], spans[r], a.softcap);
@@ -144,18 +179,19 @@ void attend(const AttentionArgs& a, Rows& rows, int first_row, int count, const 
   //   row 0  [ common )          the spans of rising positions start and end later and later; where they start at
   //   row 1  [ common )tail)     different keys (the far edge of a window) each position's rows go alone.
   const bool is_common = spans[0].first == spans[count - 1].first;
-  if (is_common) add_values(a, scratch, out, scores, 0, count, spans[0].first, spans[0].last, from_earlier_tiles);
+  if (is_common) add_values(a, view, out, scores, 0, count, spans[0].first, spans[0].last, from_earlier_tiles);
   for (int r = 0; r < count;) {
     int end = r + 1;
     while (end < count && rows.position[first_row + end] == rows.position[first_row + r]) ++end;
-    if (!is_common) add_values(a, scratch, out, scores, r, end, spans[r].first, spans[r].last, from_earlier_tiles);
-    else if (spans[r].last > spans[0].last) add_values(a, scratch, out, scores, r, end, spans[0].last, spans[r].last, from_here);
+    if (!is_common) add_values(a, view, out, scores, r, end, spans[r].first, spans[r].last, from_earlier_tiles);
+    else if (spans[r].last > spans[0].last) add_values(a, view, out, scores, r, end, spans[0].last, spans[r].last, from_here);
     r = end;
   }
 }
 
 // The rows that see some of the tile, in groups of nearly equal size. Groups do not change a row's arithmetic.
-void attend_rows(const AttentionArgs& a, Rows& rows, const Scratch& scratch, int64_t tile_start) {
+template <typename T>
+void attend_rows(const AttentionArgs& a, Rows& rows, const View<T>& view, int64_t tile_start) {
   int first = 0, last = rows.count;
   const auto sees = [&](int r) {
     const Span span = visible(a, rows.position[r], tile_start);
@@ -166,7 +202,7 @@ void attend_rows(const AttentionArgs& a, Rows& rows, const Scratch& scratch, int
   const int num_groups = (last - first + kMaxTileRows - 1) / kMaxTileRows;
   for (int group = 0; group < num_groups; ++group) {
     const int from = first + group * (last - first) / num_groups, to = first + (group + 1) * (last - first) / num_groups;
-    attend(a, rows, from, to - from, scratch, tile_start);
+    attend(a, rows, from, to - from, view, tile_start);
   }
 }
 
@@ -190,14 +226,9 @@ void locate(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64
   for (int j = tile.last; j < kKVTile; ++j) tile.keys[j] = tile.keys[tile.last - 1], tile.values[j] = tile.values[tile.last - 1];
 }
 
-template <typename T>
-void key_panel(const T* const* keys, int64_t d, Scratch&, float* panel) {
-  panel_of_rows<T>(keys, d, panel);
-}
-
 // Sixteen rows are decoded side by side first.
 template <typename T>
-void quantized_panel(const T* const* keys, int64_t d, Scratch& scratch, float* panel) {
+void key_panel(const T* const* keys, int64_t d, Scratch& scratch, float* panel) {
   const float* rows[kPanelWidth];
   for (int j = 0; j < kPanelWidth; ++j) {
     rows[j] = scratch.decoded + j * d;
@@ -205,9 +236,6 @@ void quantized_panel(const T* const* keys, int64_t d, Scratch& scratch, float* p
   }
   panel_of_rows<float>(rows, d, panel);
 }
-void key_panel(const KVQ8* const* keys, int64_t d, Scratch& scratch, float* panel) { quantized_panel(keys, d, scratch, panel); }
-void key_panel(const KVQ4* const* keys, int64_t d, Scratch& scratch, float* panel) { quantized_panel(keys, d, scratch, panel); }
-
 template <typename T>
 void widen(const Tile<T>& tile, int64_t d, Scratch& scratch) {
   const int64_t stride = value_stride(d);
@@ -246,6 +274,88 @@ void finish_rows(Rows& rows, int64_t d) {
   }
 }
 
+View<float> view_of(const Scratch& scratch, int64_t d) {
+  View<float> view{{{}, kPanelWidth}, {}, value_stride(d)};
+  for (int panel = 0; panel < kPanelsPerTile; ++panel) {
+    view.keys.panels[panel] = scratch.keys + panel * kPanelWidth * d;
+    view.values[panel] = scratch.values + panel * kPanelWidth * value_stride(d);
+  }
+  return view;
+}
+
+// Plain numbers in blocks of any size: token by token.
+template <typename T>
+void gather(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int first, int last, Scratch& scratch) {
+  const KVArgs& kv = a.kv;
+  const int64_t d = kv.head_dim, stride = value_stride(d);
+  for (int j = first; j < last; ++j) {
+    const int64_t slot = (start + j) % kv.block_size;
+    const char* head = kv.base + table[(start + j) / kv.block_size] * kv.block_stride + kv_head * kv.head_stride;
+    const T *keys = reinterpret_cast<const T*>(head), *values = reinterpret_cast<const T*>(head + kv.kv_stride);
+    float* panel = scratch.keys + j / kPanelWidth * kPanelWidth * d + j % kPanelWidth;
+    for (int64_t i = 0; i < d; ++i) panel[i * kPanelWidth] = to_float(keys[i * kv.block_size + slot]);
+    expand_entry(values + slot * d, d, scratch.values + j * stride);
+    if (d < stride) store8(scratch.values + j * stride + d, zero8());
+  }
+}
+
+// Where the panels of a tile lie; those that no row sees point at one that some row sees.
+template <typename T>
+void locate_panels(const AttentionArgs& a, const int32_t* table, int64_t kv_head, int64_t start, int first, int last, View<T>& view) {
+  const KVArgs& kv = a.kv;
+  const int first_panel = first / kPanelWidth, last_panel = (last - 1) / kPanelWidth;
+  for (int panel = 0; panel < kPanelsPerTile; ++panel) {
+    const int64_t token = start + (panel < first_panel ? first_panel : panel > last_panel ? last_panel : panel) * kPanelWidth;
+    const int64_t slot = token % kv.block_size;
+    const char* head = kv.base + table[token / kv.block_size] * kv.block_stride + kv_head * kv.head_stride;
+    view.keys.panels[panel] = reinterpret_cast<const T*>(head) + slot;
+    view.values[panel] = reinterpret_cast<const T*>(head + kv.kv_stride) + slot * kv.head_dim;
+  }
+}
+
+// Blocks lie anywhere, so the hardware cannot guess which comes next.
+template <typename T>
+void fetch_panels(const View<T>& view, int first, int last, int64_t d) {
+  const int64_t row_bytes = kPanelWidth * static_cast<int64_t>(sizeof(T)), value_bytes = kPanelWidth * d * static_cast<int64_t>(sizeof(T));
+  for (int panel = first / kPanelWidth; panel * kPanelWidth < last; ++panel) {
+    for (int64_t i = 0; i < d; i += row_bytes < 64 ? 64 / row_bytes : 1) __builtin_prefetch(view.keys.panels[panel] + i * view.keys.stride, 0, 2);
+    for (int64_t i = 0; i < value_bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(view.values[panel]) + i, 0, 2);
+  }
+}
+
+// Formats of plain numbers.
+template <typename T>
+void walk_plain(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head) {
+  const int32_t* table = a.block_tables + sequence * a.table_stride;
+  const int64_t d = a.kv.head_dim, lowest = rows.position[0], highest = rows.position[rows.count - 1];
+  begin_rows(rows, d);
+  const int64_t begin = a.window > 0 ? most(0, lowest - a.window + 1) : 0;
+  const auto first_at = [&](int64_t start) { return static_cast<int>(most(0, begin - start)); };
+  const auto last_at = [&](int64_t start) { return static_cast<int>(least(kKVTile, highest + 1 - start)); };
+  const int64_t first_tile = begin / kKVTile * kKVTile;
+  if (a.kv.block_size % kPanelWidth || d % kPanelWidth) {
+    static thread_local Scratch scratch;
+    const View<float> view = view_of(scratch, d);
+    for (int64_t start = first_tile; start <= highest; start += kKVTile) {
+      gather<T>(a, table, kv_head, start, first_at(start), last_at(start), scratch);
+      attend_rows(a, rows, view, start);
+    }
+  } else {
+    View<T> view{{{}, a.kv.block_size}, {}, d}, next = view;
+    locate_panels<T>(a, table, kv_head, first_tile, first_at(first_tile), last_at(first_tile), next);
+    for (int64_t start = first_tile; start <= highest; start += kKVTile) {
+      view = next;
+      const int64_t after = start + kKVTile;
+      if (after <= highest) {
+        locate_panels<T>(a, table, kv_head, after, first_at(after), last_at(after), next);
+        fetch_panels(next, first_at(after), last_at(after), d);
+      }
+      attend_rows(a, rows, view, start);
+    }
+  }
+  finish_rows(rows, d);
+}
+
 template <typename T>
 void walk(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head) {
   const int32_t* table = a.block_tables + sequence * a.table_stride;
@@ -258,6 +368,7 @@ void walk(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head)
     fetch<T>(tile, d);
   };
   static thread_local Scratch scratch;
+  const View<float> view = view_of(scratch, d);
   Tile<T> tile, next;
   const int64_t first_tile = begin / kKVTile * kKVTile;
   tile_at(first_tile, next);
@@ -265,7 +376,7 @@ void walk(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t kv_head)
     tile = next;
     if (start + kKVTile <= highest) tile_at(start + kKVTile, next);
     widen<T>(tile, d, scratch);
-    attend_rows(a, rows, scratch, start);
+    attend_rows(a, rows, view, start);
   }
   finish_rows(rows, d);
 }
@@ -275,22 +386,19 @@ template <int kBits>
 void widen_packed(const char* head, int64_t part_bytes, int64_t d, float* panels, float* values) {
   const auto* keys = reinterpret_cast<const KiviRecord<kBits>*>(head);
   const auto* records = reinterpret_cast<const KiviRecord<kBits>*>(head + part_bytes);
-  float column[kKiviTokens];
-  for (int64_t c = 0; c < d; ++c) {
-    decode_record(keys + c, column);
-    store16(panels + c * kPanelWidth, load16(column));
-    store16(panels + (d + c) * kPanelWidth, load16(column + kPanelWidth));
+  for (int64_t c = 0; c < d; ++c) decode_record(keys + c, panels + c * kPanelWidth, panels + (d + c) * kPanelWidth);
+  for (int64_t record = 0; record < d; ++record) {
+    float* out = values + record * kKiviTokens;
+    decode_record(records + record, out, out + kPanelWidth);
   }
-  for (int64_t record = 0; record < d; ++record) decode_record(records + record, values + record * kKiviTokens);
 }
 
 // The first `count` tokens of a tail block.
 void widen_tail(const char* head, int64_t part_bytes, int64_t d, int count, float* panels, float* values) {
   const float* keys = reinterpret_cast<const float*>(head);
-  for (int panel = 0; panel * kPanelWidth < count; ++panel) {
-    const float* rows[kPanelWidth];
-    for (int j = 0; j < kPanelWidth; ++j) rows[j] = keys + least(panel * kPanelWidth + j, count - 1) * d;
-    panel_of_rows<float>(rows, d, panels + panel * kPanelWidth * d);
+  for (int64_t c = 0; c < d; ++c) {
+    store16(panels + c * kPanelWidth, load16(keys + c * kKiviTokens));
+    store16(panels + (d + c) * kPanelWidth, load16(keys + c * kKiviTokens + kPanelWidth));
   }
   __builtin_memcpy(values, head + part_bytes, static_cast<std::size_t>(count * d) * sizeof(float));
 }
@@ -303,6 +411,7 @@ void walk_packed(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t k
   const int64_t d = a.kv.head_dim, highest = rows.position[rows.count - 1], own = highest / kKiviTokens;
   begin_rows(rows, d);
   static thread_local Scratch scratch;
+  const View<float> view = view_of(scratch, d);
   const auto head_of = [&](const KVArgs& kv, int64_t block) { return kv.base + block * kv.block_stride + kv_head * kv.head_stride; };
   for (int64_t start = 0; start <= highest; start += kKVTile) {
     for (int half = 0; half < kKVTile / kKiviTokens; ++half) {
@@ -314,7 +423,7 @@ void walk_packed(const AttentionArgs& a, Rows& rows, int64_t sequence, int64_t k
       if (block + 2 < own)
         for (int64_t i = 0; i < 2 * a.kv.kv_stride / a.kv.num_kv_heads; i += 64) __builtin_prefetch(head_of(a.kv, table[block + 2]) + i, 0, 2);
     }
-    attend_rows(a, rows, scratch, start);
+    attend_rows(a, rows, view, start);
   }
   finish_rows(rows, d);
 }
@@ -356,9 +465,9 @@ void paged_attention(const AttentionArgs& a) {
     for_tasks(a.task_starts[a.num_seqs], [&](int64_t i) { task(a, i, span, walk); });
   };
   switch (a.kv.format) {
-    case KVFormat::f32: return run(walk<float>, 0);
-    case KVFormat::bf16: return run(walk<bf16>, 0);
-    case KVFormat::f16: return run(walk<f16>, 0);
+    case KVFormat::f32: return run(walk_plain<float>, 0);
+    case KVFormat::bf16: return run(walk_plain<bf16>, 0);
+    case KVFormat::f16: return run(walk_plain<f16>, 0);
     case KVFormat::q8_0: return run(walk<KVQ8>, 0);
     case KVFormat::q4_0: return run(walk<KVQ4>, 0);
     case KVFormat::kivi4: return run(walk_packed<4>, kKiviTokens);

@@ -13,11 +13,7 @@ void pack_block(const char* tail, int64_t tail_part, char* packed, int64_t packe
   const float* values = reinterpret_cast<const float*>(tail + tail_part);
   KiviRecord<kBits>* key_records = reinterpret_cast<KiviRecord<kBits>*>(packed);
   KiviRecord<kBits>* value_records = reinterpret_cast<KiviRecord<kBits>*>(packed + packed_part);
-  float column[kKiviTokens];
-  for (int64_t c = 0; c < d; ++c) {
-    for (int t = 0; t < kKiviTokens; ++t) column[t] = keys[t * d + c];
-    encode_record(column, key_records + c);
-  }
+  for (int64_t c = 0; c < d; ++c) encode_record(keys + c * kKiviTokens, key_records + c);
   for (int64_t record = 0; record < d; ++record) encode_record(values + record * kKiviTokens, value_records + record);
 }
 

@@ -34,23 +34,28 @@ struct FromZero {
 // Weights as panels of sixteen columns: element (i, column) of panel p is data[p * panel_stride + i * k_stride + column].
 template <typename W>
 struct Panels {
+  static constexpr bool kIsStream = true;  // read once, in order: fetched ahead
+  static constexpr int kMostPanels = 1 << 20;
   const W* data;
   int64_t panel_stride, k_stride;
+
+  const W* at(int64_t panel, int64_t i) const { return data + panel * panel_stride + i * k_stride; }
 };
 
 // start(r, column) gives the sixteen sums that a row begins with, put(r, column, sum) takes eight of its results.
-template <typename W, int kRows, int kPanels, typename Start, typename Put>
-inline void tile(Panels<W> w, int64_t k, const float* const* x, int64_t column, const Start& start, const Put& put) {
+template <int kRows, int kPanels, typename W, typename Start, typename Put>
+inline void tile(const W& w, int64_t k, const float* const* x, int64_t panel, const Start& start, const Put& put) {
+  const int64_t column = panel * kPanelWidth;
   vec16 sums[kRows][kPanels];
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kPanels; ++p) sums[r][p] = start(r, column + p * kPanelWidth);
   // Far enough for the slowest memory; past the panel's end lies the next one, and a prefetch never faults.
-  constexpr int64_t kAhead = 2048 / static_cast<int64_t>(sizeof(W));
+  constexpr int64_t kAhead = 2048;
   for (int64_t i = 0; i < k; ++i) {
     vec16 weights[kPanels];
     for (int p = 0; p < kPanels; ++p) {
-      const W* at = w.data + p * w.panel_stride + i * w.k_stride;
-      __builtin_prefetch(at + kAhead);
+      const auto* at = w.at(panel + p, i);
+      if constexpr (W::kIsStream) __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead);
       weights[p] = load16(at);
     }
     for (int r = 0; r < kRows; ++r) {
@@ -66,23 +71,24 @@ inline void tile(Panels<W> w, int64_t k, const float* const* x, int64_t column, 
 }
 
 // Panels [first, last) for `kRows` rows, in groups of kPanels; what is left over in groups of half as many.
-template <typename W, int kRows, int kPanels, typename Start, typename Put>
-void sweep(Panels<W> w, int64_t k, const float* const* x, int64_t first, int64_t last, const Start& start, const Put& put) {
+template <int kRows, int kPanels, typename W, typename Start, typename Put>
+void sweep(const W& w, int64_t k, const float* const* x, int64_t first, int64_t last, const Start& start, const Put& put) {
   const float* rows[kRows];  // a copy: nothing that is written through `put` can be one of these addresses
   for (int r = 0; r < kRows; ++r) rows[r] = x[r];
   int64_t panel = first;
-  for (; panel + kPanels <= last; panel += kPanels)
-    tile<W, kRows, kPanels>({w.data + panel * w.panel_stride, w.panel_stride, w.k_stride}, k, rows, panel * kPanelWidth, start, put);
-  if constexpr (kPanels > 1) sweep<W, kRows, kPanels / 2>(w, k, x, panel, last, start, put);
+  for (; panel + kPanels <= last; panel += kPanels) tile<kRows, kPanels>(w, k, rows, panel, start, put);
+  if constexpr (kPanels > 1) sweep<kRows, kPanels / 2>(w, k, x, panel, last, start, put);
 }
 
-template <typename W, int kRows = kMaxTileRows, typename Start, typename Put>
-void rows_by_panels(Panels<W> w, int64_t k, const float* const* x, int64_t num_rows, int64_t first, int64_t last, const Start& start,
+// w.at(panel, i) is the address of sixteen weights: `Panels`, or whatever knows where they lie.
+template <int kRows = kMaxTileRows, typename W, typename Start, typename Put>
+void rows_by_panels(const W& w, int64_t k, const float* const* x, int64_t num_rows, int64_t first, int64_t last, const Start& start,
                     const Put& put) {
   if constexpr (kRows > 1) {
-    if (num_rows < kRows) return rows_by_panels<W, kRows - 1>(w, k, x, num_rows, first, last, start, put);
+    if (num_rows < kRows) return rows_by_panels<kRows - 1>(w, k, x, num_rows, first, last, start, put);
   }
-  sweep<W, kRows, panels_at_once(kRows)>(w, k, x, first, last, start, put);
+  constexpr int kPanels = panels_at_once(kRows) < W::kMostPanels ? panels_at_once(kRows) : W::kMostPanels;
+  sweep<kRows, kPanels>(w, k, x, first, last, start, put);
 }
 
 // Panels [first, last) for all rows: row_at(i) is row i's address, put(i, column, sum) takes eight of its results.
@@ -92,7 +98,7 @@ void product(const W* w, int64_t k, int64_t num_rows, int64_t first, int64_t las
   const auto tile_of_rows = [&](int64_t row, int64_t count, int64_t from, int64_t to) {
     const float* x[kMaxTileRows];
     for (int64_t r = 0; r < count; ++r) x[r] = row_at(row + r);
-    rows_by_panels<W>(Panels<W>{w, k * kPanelWidth, kPanelWidth}, k, x, count, from, to, FromZero{},
+    rows_by_panels(Panels<W>{w, k * kPanelWidth, kPanelWidth}, k, x, count, from, to, FromZero{},
                       [&](int r, int64_t column, vec8 sum) { put(row + r, column, sum); });
   };
   const int64_t num_tiles = (num_rows + kMaxTileRows - 1) / kMaxTileRows;

@@ -26,6 +26,20 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
   }
 }
 
+// Plain numbers: tokens of a block side by side in the keys, so that attention multiplies them where they lie; values row by row.
+template <typename T>
+void write_plain(const QKVArgs& a, const float* k, int64_t slot) {
+  const KVArgs& kv = a.kv;
+  const int64_t d = kv.head_dim, in_block = slot % kv.block_size;
+  const float* v = k + kv.num_kv_heads * d;
+  char* block = kv.base + slot / kv.block_size * kv.block_stride;
+  for (int64_t head = 0; head < kv.num_kv_heads; ++head, block += kv.head_stride) {
+    T* keys = reinterpret_cast<T*>(block) + in_block;
+    for (int64_t i = 0; i < d; ++i) store1(keys + i * kv.block_size, k[head * d + i]);
+    write_entry(reinterpret_cast<T*>(block + kv.kv_stride) + in_block * d, v + head * d, d);
+  }
+}
+
 template <typename T>
 void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
   const KVArgs& kv = a.kv;
@@ -42,9 +56,9 @@ void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
 
 void write_kv(const QKVArgs& a, const float* k, int64_t slot) {
   switch (a.kv.format) {
-    case KVFormat::f32: return write_kv<float>(a, k, slot);
-    case KVFormat::bf16: return write_kv<bf16>(a, k, slot);
-    case KVFormat::f16: return write_kv<f16>(a, k, slot);
+    case KVFormat::f32: return write_plain<float>(a, k, slot);
+    case KVFormat::bf16: return write_plain<bf16>(a, k, slot);
+    case KVFormat::f16: return write_plain<f16>(a, k, slot);
     case KVFormat::q8_0: return write_kv<KVQ8>(a, k, slot);
     case KVFormat::q4_0: return write_kv<KVQ4>(a, k, slot);
     case KVFormat::kivi4:

@@ -113,7 +113,7 @@ class Batch:
 def kv_layer(
     pool: Tensor, format_name: str, block_size: int, num_kv_heads: int, head_dim: int, layer: int, num_layers: int
 ) -> KVLayer:
-    """[block][layer][key | value][head][slot][D], the layout of a paged KV group."""
+    """[block][layer][key | value][head], the layout of a paged KV group."""
     item = FORMATS[format_name].bits // 8
     head_stride = block_size * head_dim * item
     kv_stride = num_kv_heads * head_stride
@@ -128,6 +128,14 @@ def kv_layer(
         kv_stride=kv_stride,
         head_stride=head_stride,
     )
+
+
+def store(block: Tensor, entries: Tensor) -> None:
+    """Write keys and values [2, n, Hkv, D] into the first slots of a layer's block [2, Hkv, block_size * D in whatever order]: keys lie
+    [D][slot], values [slot][D]."""
+    _, num_tokens, num_heads, dim = entries.shape
+    block[0].view(num_heads, dim, -1)[:, :, :num_tokens] = entries[0].permute(1, 2, 0)
+    block[1].view(num_heads, -1, dim)[:, :num_tokens] = entries[1].transpose(0, 1)
 
 
 def build_batch(
@@ -158,7 +166,7 @@ def build_batch(
         first_seen = max(0, old - window + 1) if window else 0
         for b in range(first_seen // block_size, blocks[s]):
             span = entries[:, b * block_size : (b + 1) * block_size]
-            pool[mine[b], 1, :, :, : span.shape[1]] = span.transpose(1, 2)
+            store(pool[mine[b], 1], span)
             tables[s, b] = mine[b]
         keys.append(entries[0])
         values.append(entries[1])

@@ -13,7 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.kernels.helpers import BACKENDS, DTYPES, backend, build_batch, reference_attention, relative_error
+from tests.unit.kernels.helpers import (
+    BACKENDS,
+    DTYPES,
+    backend,
+    build_batch,
+    reference_attention,
+    relative_error,
+    store,
+)
 from ziggurat.errors import UnsupportedFeature
 
 SCALE = 0.125
@@ -111,8 +119,8 @@ def test_block_size_changes_no_bit(name):
         # The same keys, values and queries in blocks of another size.
         for b in range(-(-100 // block_size)):
             span = slice(b * block_size, min(100, (b + 1) * block_size))
-            entries = torch.stack((source.keys[0][span], source.values[0][span])).transpose(1, 2)
-            batch.kv.pool[batch.block_tables[0, b], 1, :, :, : entries.shape[2]] = entries
+            entries = torch.stack((source.keys[0][span], source.values[0][span]))
+            store(batch.kv.pool[batch.block_tables[0, b], 1], entries)
         outs.append(dataclasses.replace(batch, qkv=source.qkv).attend(backend(name), SCALE, 0))
     for out in outs[1:]:
         assert torch.equal(out, outs[0])
@@ -131,7 +139,9 @@ def test_a_poisoned_token_is_seen_by_later_rows_only():
     ops = backend("native")
     clean = batch.attend(ops, SCALE, 0)
     poisoned = 35  # a position of the first sequence
-    batch.kv.pool[batch.block_tables[0, poisoned // 16], 1, :, :, poisoned % 16] = torch.nan
+    block = batch.kv.pool[batch.block_tables[0, poisoned // 16], 1]
+    block[0].view(2, 64, 16)[:, :, poisoned % 16] = torch.nan
+    block[1, :, poisoned % 16] = torch.nan
     out = batch.attend(ops, SCALE, 0)
     assert torch.equal(out[: poisoned - 20], clean[: poisoned - 20])
     assert out[poisoned - 20 : 40].isnan().all()

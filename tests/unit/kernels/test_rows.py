@@ -118,7 +118,8 @@ def test_qkv_post(name, num_rows, heads, head_dim, format_name, has_norm, is_par
     stored = torch.zeros_like(pool)
     for t in range(1, num_rows):
         block, slot = divmod(int(slots[t]), block_size)
-        stored[block, 2, 0, :, slot] = actual[t, num_heads : num_heads + num_kv_heads].to(pool.dtype)
+        keys = stored[block, 2, 0].view(num_kv_heads, head_dim, block_size)
+        keys[:, :, slot] = actual[t, num_heads : num_heads + num_kv_heads].to(pool.dtype)
         stored[block, 2, 1, :, slot] = actual[t, num_heads + num_kv_heads :].to(pool.dtype)
     assert torch.equal(pool, stored)
 

@@ -27,28 +27,29 @@ class ScoreRule:
     quantized: FormatSpec | None = None
 
 
-def kv_view(kv: KVLayer) -> Tensor:
-    """The layer's entries [blocks, 2, Hkv, block_size, D] as a strided view of the pool; bytes of entries instead of D if quantized."""
+def kv_views(kv: KVLayer) -> tuple[Tensor, Tensor]:
+    """The layer's keys and its values, each [blocks, Hkv, block_size, D], as strided views of the pool; bytes of entries instead of D if
+    quantized."""
     dtype: torch.dtype = torch.uint8 if kv.format.is_quantized else getattr(torch, kv.format.torch)
     width = kv.format.num_bytes((kv.head_dim,)) // dtype.itemsize
     flat = as_tensor(kv.pool).reshape(-1).view(torch.uint8)
     size = dtype.itemsize
-    sizes = (kv.block_stride, kv.kv_stride, kv.head_stride)
     inner = kv.kv_stride + (kv.num_kv_heads - 1) * kv.head_stride + kv.block_size * width * size
     num_blocks = (flat.numel() - kv.layer_offset - inner) // kv.block_stride + 1
     typed = flat[: flat.numel() // size * size].view(dtype)
-    return typed.as_strided(
-        (num_blocks, 2, kv.num_kv_heads, kv.block_size, width),
-        (*(stride // size for stride in sizes), width, 1),
-        typed.storage_offset() + kv.layer_offset // size,
-    )
+    shape = (num_blocks, kv.num_kv_heads, kv.block_size, width)
+    outer = kv.block_stride // size, kv.head_stride // size
+    first = typed.storage_offset() + kv.layer_offset // size
+    key_strides = (width, 1) if kv.format.is_quantized else (1, kv.block_size)
+    keys = typed.as_strided(shape, (*outer, *key_strides), first)
+    return keys, typed.as_strided(shape, (*outer, width, 1), first + kv.kv_stride // size)
 
 
 def attend_tile(
     queries: Tensor,
     positions: Tensor,
     table: Tensor,
-    entries: Tensor,
+    entries: tuple[Tensor, Tensor],
     span: tuple[int, int],
     rule: ScoreRule,
 ) -> Tensor:
@@ -58,7 +59,7 @@ def attend_tile(
         queries: fp32 [Hkv, R, D], R rows of one tile; rows without a query are zero.
         positions: int64 [R].
         table: int64 block numbers of the sequence.
-        entries: the view of `kv_view`.
+        entries: the views of `kv_views`.
         span: absolute positions [first, last) that any row sees.
 
     Returns:
@@ -68,14 +69,15 @@ def attend_tile(
     maximum = torch.full((heads, num_rows, 1), -torch.inf)
     total = torch.zeros(heads, num_rows, 1)
     out = torch.zeros(heads, num_rows, dim)
-    block_size = entries.shape[3]
+    block_size = entries[0].shape[2]
     for start in range(span[0] // KV_TILE * KV_TILE, span[1], KV_TILE):
         first, last = max(start, span[0]), min(start + KV_TILE, span[1])
         where = torch.arange(first, last)
-        stored = entries[table[where // block_size], :, :, where % block_size]
-        picked = stored.float() if rule.quantized is None else decode(stored, rule.quantized)  # [keys, 2, Hkv, D]
         tile = torch.zeros(2, heads, KV_TILE, dim)
-        tile[:, :, first - start : last - start] = picked.permute(1, 2, 0, 3)
+        for part, view in zip(tile, entries, strict=True):
+            stored = view[table[where // block_size], :, where % block_size]  # [keys, Hkv, D]
+            picked = stored.float() if rule.quantized is None else decode(stored, rule.quantized)
+            part[:, first - start : last - start] = picked.transpose(0, 1)
         keys = torch.arange(start, start + KV_TILE)
         visible = keys[None, :] <= positions[:, None]
         if rule.window > 0:
@@ -96,7 +98,7 @@ def attend_tile(
 
 
 def attend_sequence(
-    q: Tensor, first_position: int, table: Tensor, entries: Tensor, heads_per_kv: int, rule: ScoreRule
+    q: Tensor, first_position: int, table: Tensor, entries: tuple[Tensor, Tensor], heads_per_kv: int, rule: ScoreRule
 ) -> Tensor:
     """All query rows [n, Hq, D] of one sequence; tiles start at multiples of 16 positions, whatever the chunk."""
     num_rows, num_heads, dim = q.shape

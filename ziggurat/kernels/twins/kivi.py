@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """KIVI's records in torch, as native/kernels/attention/kivi.h has them: 32 values share a scale and a minimum.
 
-A record is ``scale fp16 | minimum fp16 | codes``. With 4 bits byte ``i`` of sixteen has value ``i`` below and ``i + 16`` above, with 2 bits
-byte ``i`` of eight has the values ``i``, ``i + 8``, ``i + 16`` and ``i + 24`` from below.
+A record is ``scale fp16 | minimum fp16 | codes``, the codes in order, from the low end of each byte.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ziggurat.kernels.ops import KVLayer
-from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
+from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_views
 from ziggurat.kernels.twins.exact import as_tensor
 
 TOKENS = 32
@@ -32,10 +31,10 @@ def encode_records(values: Tensor, bits: int) -> Tensor:
     step = scale.float()
     inverse = torch.where(step > 0, 1.0 / torch.where(step > 0, step, 1.0), 0.0)
     codes = ((values - minimum.float()) * inverse).round().clamp(0, top)
-    codes = torch.where(is_number, codes, 0.0).to(torch.uint8).unflatten(-1, (8 // bits, 4 * bits))
-    packed = codes[..., 0, :].clone()
+    codes = torch.where(is_number, codes, 0.0).to(torch.uint8).unflatten(-1, (4 * bits, 8 // bits))
+    packed = codes[..., 0].clone()
     for part in range(1, 8 // bits):
-        packed |= codes[..., part, :] << (part * bits)
+        packed |= codes[..., part] << (part * bits)
     minimum = torch.where(is_number, minimum, torch.nan)
     return torch.cat((scale.view(torch.uint8), minimum.view(torch.uint8), packed), -1)
 
@@ -43,7 +42,9 @@ def encode_records(values: Tensor, bits: int) -> Tensor:
 def decode_records(records: Tensor, bits: int) -> Tensor:
     """The inverse of `encode_records`, in fp32."""
     halves = records[..., :4].contiguous().view(torch.float16).float()
-    codes = torch.cat([(records[..., 4:] >> (part * bits)) & (2**bits - 1) for part in range(8 // bits)], -1)
+    codes = torch.stack([(records[..., 4:] >> (part * bits)) & (2**bits - 1) for part in range(8 // bits)], -1).flatten(
+        -2
+    )
     # A multiply and an add rounded once, as the native kernels do.
     exact = codes.double() * halves[..., :1].double() + halves[..., 1:].double()
     return exact.float()
@@ -54,14 +55,14 @@ def pack_blocks(
 ) -> None:
     """See `KernelOps.pack_kv`."""
     assert kv.tail is not None
-    entries, records, bits = kv_view(kv.tail), _records(kv), BITS[kv.format.name]
+    tail_keys, tail_values = kv_views(kv.tail)
+    records, bits = _records(kv), BITS[kv.format.name]
     for seq, first in enumerate(first_positions.tolist()):
         end = first + int(query_starts[seq + 1] - query_starts[seq])
         for index in range(first // TOKENS, end // TOKENS):
-            block = entries[tail_tables[seq, index]].float()  # [2, Hkv, 32, D]
-            packed = records[tables[seq, index]]
-            packed[0] = encode_records(block[0].transpose(1, 2), bits)
-            packed[1] = encode_records(block[1].reshape(kv.num_kv_heads, -1, TOKENS), bits)
+            tail, packed = tail_tables[seq, index], records[tables[seq, index]]
+            packed[0] = encode_records(tail_keys[tail].transpose(1, 2), bits)  # [Hkv, D, 32]
+            packed[1] = encode_records(tail_values[tail].reshape(kv.num_kv_heads, -1, TOKENS), bits)
 
 
 def attend(q: Tensor, first_position: int, table: Tensor, tails: Tensor, kv: KVLayer, rule: ScoreRule) -> Tensor:
@@ -69,22 +70,22 @@ def attend(q: Tensor, first_position: int, table: Tensor, tails: Tensor, kv: KVL
     assert kv.tail is not None
     num_rows, num_heads, dim = q.shape
     out, heads = torch.empty_like(q), num_heads // kv.num_kv_heads
-    plain = kv_view(kv.tail)
+    plain = kv_views(kv.tail)
     num_blocks = (first_position + num_rows - 1) // TOKENS + 1
-    shown = torch.zeros(num_blocks, 2, kv.num_kv_heads, TOKENS, dim)
+    shown = torch.zeros(2, num_blocks, kv.num_kv_heads, TOKENS, dim)
     records, bits = _records(kv), BITS[kv.format.name]
     for index in range(num_blocks - 1):
         values = decode_records(records[table[index]], bits)  # [2, Hkv, D, 32]
-        shown[index, 0] = values[0].transpose(1, 2)
-        shown[index, 1] = values[1].reshape(kv.num_kv_heads, TOKENS, dim)
+        shown[0, index] = values[0].transpose(1, 2)
+        shown[1, index] = values[1].reshape(kv.num_kv_heads, TOKENS, dim)
     numbers = torch.arange(num_blocks)
     for own in range(first_position // TOKENS, num_blocks):
-        kept = shown[own].clone()
-        shown[own] = plain[tails[own]].float()
+        kept = shown[:, own].clone()
+        shown[:, own] = torch.stack([part[tails[own]] for part in plain]).float()
         first, last = max(first_position, own * TOKENS), min(first_position + num_rows, (own + 1) * TOKENS)
         rows = slice(first - first_position, last - first_position)
-        out[rows] = attend_sequence(q[rows], first, numbers, shown, heads, rule)
-        shown[own] = kept
+        out[rows] = attend_sequence(q[rows], first, numbers, (shown[0], shown[1]), heads, rule)
+        shown[:, own] = kept
     return out
 
 

@@ -22,7 +22,7 @@ from ziggurat.kernels.lora_entries import check_entries
 from ziggurat.kernels.native import check_pairs, check_route, check_select
 from ziggurat.kernels.ops import Array, KVLayer
 from ziggurat.kernels.twins import kivi, quantized
-from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_view
+from ziggurat.kernels.twins.attention import ScoreRule, attend_sequence, kv_views
 from ziggurat.kernels.twins.exact import as_tensor, assembled, exp, rms_norm, tanh, tree_sum
 from ziggurat.programs.formats import PANEL_WIDTH, FormatSpec
 
@@ -140,13 +140,11 @@ class TorchOps:
                 part.copy_(rms_norm(part, as_tensor(norm), eps, weight_offset))
             _rotate(part, *tables)
         written = slots >= 0
-        entries = kv_view(kv)
+        views = kv_views(kv)
         block, slot = slots[written] // kv.block_size, slots[written] % kv.block_size
-        for index_of, part in enumerate((k, v)):
+        for view, part in zip(views, (k, v), strict=True):
             rows = part[written]
-            entries[block, index_of, :, slot] = (
-                quantized.encode(rows, kv.format) if kv.format.is_quantized else rows.to(entries.dtype)
-            )
+            view[block, :, slot] = quantized.encode(rows, kv.format) if kv.format.is_quantized else rows.to(view.dtype)
         assert num_rows == slots.shape[0], "one slot per row"
 
     def paged_attention(
@@ -177,7 +175,7 @@ class TorchOps:
                 result[part] = kivi.attend(q[part], first_position, tables[s], tails[s], kv, rule).flatten(1)
             return
         stored = kv.format if kv.format.is_quantized else None
-        rule, entries = ScoreRule(scale=scale, window=window, softcap=softcap, quantized=stored), kv_view(kv)
+        rule, entries = ScoreRule(scale=scale, window=window, softcap=softcap, quantized=stored), kv_views(kv)
         for s, first_position in enumerate(as_tensor(first_positions).tolist()):
             begin, end = starts[s], starts[s + 1]
             attended = attend_sequence(
