@@ -170,7 +170,7 @@ def test_damage_ends_what_is_restored_before_it(folder: Path, tmp_path: Path) ->
         assert engine.restore_session("", "s", "", path)["num_lost_tokens"] == 16
         for content, words in (
             (b"hello", "is no saved session"),
-            (whole.replace(b'"version":1', b'"version":7', 1), "has version 7"),
+            (whole.replace(b'"version":2', b'"version":7', 1), "has version 7"),
         ):
             path.write_bytes(content)
             with pytest.raises(RequestError, match=words):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.kernels.helpers import BACKENDS, backend, relative_error
+from tests.unit.kernels.helpers import BACKENDS, backend, native_library, relative_error
 from ziggurat.errors import UnsupportedFeature
 from ziggurat.kernels import KVLayer
 from ziggurat.kernels.twins.kivi import decode_records, encode_records
@@ -149,6 +149,25 @@ def test_groups_that_are_flat_or_no_numbers(bits: int) -> None:
     decoded = decode_records(encode_records(rows, bits), bits)
     assert torch.equal(decoded[:2], rows[:2]) and decoded[2:].isnan().all()
     assert np.isnan(kivi.quantize(rows.numpy(), bits).values()[2:]).all()
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_every_instruction_set_packs_the_same_bytes(isa: str, format_name: str) -> None:
+    library = native_library()
+    if isa not in library.supported_isas():
+        pytest.skip(f"this processor or build has no {isa}")
+    k, v, q = (torch.randn(100, heads, DIM, generator=torch.Generator().manual_seed(heads)) for heads in (2, 2, 4))
+    kv, before = layer(format_name, 8), library.isa()
+    assert library.select_isa(isa)
+    try:
+        out = run("native", kv, k, v, q, [40], 3)
+    finally:
+        assert library.select_isa(before)
+    other = layer(format_name, 8)
+    assert relative_error(out, expected(k, v, q, kivi.BITS[KV_FORMATS[format_name]])) < 2e-5
+    run("torch", other, k, v, q, [40], 3)
+    assert torch.equal(kv.pool, other.pool)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
