@@ -242,18 +242,20 @@ void lora(uintptr_t x, int64_t x_stride, uintptr_t out, int64_t out_stride, int6
 }
 
 struct CopyJob {
-  char* pool;
+  const char* source;
+  char* target;
   const int64_t* pairs;
-  int64_t block_bytes;
+  int64_t source_stride, target_stride, block_bytes;
 };
 
-void copy_blocks(uintptr_t pool, uintptr_t pairs, int64_t num_pairs, int64_t block_bytes) {
-  const CopyJob job{at<char>(pool), at<int64_t>(pairs), block_bytes};
+void copy_blocks(uintptr_t source, uintptr_t target, uintptr_t pairs, int64_t num_pairs, int64_t source_stride, int64_t target_stride,
+                 int64_t block_bytes) {
+  const CopyJob job{at<char>(source), at<char>(target), at<int64_t>(pairs), source_stride, target_stride, block_bytes};
   zg::parallel_for(
       num_pairs,
       [](const void* context, int64_t i) {
         const CopyJob& copy = *static_cast<const CopyJob*>(context);
-        std::memcpy(copy.pool + copy.pairs[2 * i + 1] * copy.block_bytes, copy.pool + copy.pairs[2 * i] * copy.block_bytes,
+        std::memcpy(copy.target + copy.pairs[2 * i + 1] * copy.target_stride, copy.source + copy.pairs[2 * i] * copy.source_stride,
                     static_cast<size_t>(copy.block_bytes));
       },
       &job);
@@ -265,7 +267,7 @@ NB_MODULE(_native, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
   // An engine that is alive when the interpreter ends holds tapes; the process gives everything back.
   nb::set_leak_warnings(false);
-  m.attr("ABI") = 4;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
+  m.attr("ABI") = 5;  // raised with every change of a signature below; ziggurat/kernels/ops.py expects it
   m.attr("PANEL_WIDTH") = zg::kPanelWidth;
   m.attr("GROUP_SCRATCH_BYTES") = zg::kGroupScratchBytes;
   m.attr("KV_TILE") = zg::kKVTile;

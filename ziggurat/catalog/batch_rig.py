@@ -206,6 +206,44 @@ class BatchRig:
             texts={index: tuple(text) for index, text in source.texts.items()},
         )
 
+    def run_conversations(self, words: Sequence[Sequence[tuple[int, ...]]], answer_tokens: int) -> JobOutcome:
+        """Conversations, each with what is said in every turn: all of them take their first turn, then their second, ..; a turn's prompt is
+        everything before it. Texts are numbered turn by turn. What an earlier run left is forgotten."""
+        self._prepare("sarathi", MAX_NUM_SEQS)
+        core = self._engine.core
+        if core.swapper is not None:
+            core.swapper.space.clear()
+        before, started_s = core.counters.prefix_hit_tokens + core.counters.swapped_in_tokens, time.perf_counter()
+        histories: list[tuple[int, ...]] = [() for _ in words]
+        texts: dict[int, tuple[int, ...]] = {}
+        num_prompt_tokens = 0
+        for turn in range(len(words[0])):
+            histories = [history + said[turn] for history, said in zip(histories, words, strict=True)]
+            num_prompt_tokens += sum(map(len, histories))
+            answers = self._answers(turn, histories, answer_tokens)
+            histories = [history + answer for history, answer in zip(histories, answers, strict=True)]
+            texts |= {turn * len(words) + index: answer for index, answer in enumerate(answers)}
+        found = core.counters.prefix_hit_tokens + core.counters.swapped_in_tokens - before
+        return JobOutcome(
+            prompt_tokens=num_prompt_tokens,
+            computed_prompt_tokens=num_prompt_tokens - found,
+            output_tokens=sum(map(len, texts.values())),
+            elapsed_s=time.perf_counter() - started_s,
+            planning_s=0.0,
+            peak_held_blocks=0,
+            texts=texts,
+        )
+
+    def _answers(self, turn: int, histories: Sequence[tuple[int, ...]], answer_tokens: int) -> list[tuple[int, ...]]:
+        prompts = [JobPrompt(prompt_ids=history, output_tokens=answer_tokens) for history in histories]
+        source = _Source(_requests(prompts, f"turn{turn}"))
+        for request in source.requests:
+            self._engine.add(request)
+        while self._engine.has_work:
+            for output in self._engine.step():
+                source.on_output(int(output.request_id.partition("-")[2]), output)
+        return [tuple(source.texts[index]) for index in range(len(histories))]
+
     def close(self) -> None:
         """Give the engine's memory back."""
         self._engine.close()

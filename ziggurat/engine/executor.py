@@ -82,7 +82,7 @@ class PlanExecutor:
         self._sampler = Sampler(plan.program.vocab_size, plan.limits.max_num_seqs)
         self._ropes = all_rope_tables(plan, memory.tables)
         self._pools = [arena_view(pool, 0, pool.num_bytes, torch.uint8) for pool in memory.pools]
-        self.mover = None if memory.swap is None else BlockMover(plan, self._pools, memory.swap)
+        self.mover = None if memory.swap is None else BlockMover(plan, self._pools, memory.swap, ops)
         self._kv = self._kv_layers()
         self._bases: list[tuple[Tensor, str]] = []
         self._slots = self._bind_buffers()

@@ -72,6 +72,7 @@ def _swap(engine: Engine) -> dict[str, int] | None:
         "num_slots": stats.total,
         "num_waiting_slots": stats.waiting,
         "num_running_slots": stats.running,
+        "num_prefix_slots": stats.prefixes,
         "swapped_out_tokens": counters.swapped_out_tokens,
         "swapped_in_tokens": counters.swapped_in_tokens,
     }

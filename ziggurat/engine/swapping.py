@@ -13,6 +13,7 @@ from ziggurat.clock import Clock
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.resources import Resources
 from ziggurat.errors import DoesNotFit, UnsupportedFeature
+from ziggurat.kernels import KernelOps
 from ziggurat.memory.arena import Arena
 from ziggurat.memory.fit import Fit
 from ziggurat.memory.swap import MoveOp, SwapSpace
@@ -76,31 +77,32 @@ class BlockMover:
 
     Args:
         pools: uint8 views of the KV pools, one per group.
+        ops: copies.
     """
 
-    def __init__(self, plan: Plan, pools: Sequence[Tensor], swap: Arena) -> None:
+    def __init__(self, plan: Plan, pools: Sequence[Tensor], swap: Arena, ops: KernelOps) -> None:
         self._pools, self._slot_bytes, self._block_size = pools, slot_bytes(plan), plan.limits.block_size
         self._sizes = [plan.block_bytes(group) for group in plan.program.kv_groups()]
-        self._offsets = [sum(self._sizes[:group]) for group in range(len(self._sizes))]
-        self._swap = torch.frombuffer(swap.buffer, dtype=torch.uint8)
+        offsets = [sum(self._sizes[:group]) for group in range(len(self._sizes))]
+        flat = torch.frombuffer(swap.buffer, dtype=torch.uint8)
+        self._slots = [flat[offset:] for offset in offsets]
+        self._ops = ops
         self.num_moved_bytes = 0
         self.moved_s = 0.0
 
     def carry_out(self, moves: Sequence[MoveOp]) -> None:
-        """Copy, one block after the other."""
+        """Copy, as many at a time as do not depend on each other."""
         if not moves:
             return
         started_s = time.perf_counter()
-        for move in moves:
-            size = self._sizes[move.group]
-            start = move.slot * self._slot_bytes + self._offsets[move.group]
-            here = self._swap[start : start + size]
-            there = self._pools[move.group][move.block * size : (move.block + 1) * size]
-            if move.direction == "out":
-                here.copy_(there)
-            else:
-                there.copy_(here)
-            self.num_moved_bytes += size
+        for batch in _independent(moves):
+            group, is_out = batch[0].group, batch[0].direction == "out"
+            size = self._sizes[group]
+            pairs = torch.tensor([(move.block, move.slot) if is_out else (move.slot, move.block) for move in batch])
+            target, source = (self._slots[group], self._pools[group])[:: 1 if is_out else -1]
+            strides = (size, self._slot_bytes)[:: 1 if is_out else -1]
+            self._ops.copy_blocks(target, pairs, block_bytes=size, source=source, strides=(strides[0], strides[1]))
+            self.num_moved_bytes += size * len(batch)
         self.moved_s += time.perf_counter() - started_s
 
     @property
@@ -108,6 +110,22 @@ class BlockMover:
         """Of a token's KV, measured over all moves so far; 0 before the first."""
         per_byte = self.moved_s / self.num_moved_bytes if self.num_moved_bytes else 0.0
         return per_byte * self._slot_bytes / self._block_size
+
+
+def _independent(moves: Sequence[MoveOp]) -> list[list[MoveOp]]:
+    """Runs of one group and direction in which no place is written twice; they follow each other in the order of the moves."""
+    runs: list[list[MoveOp]] = []
+    places: set[int] = set()
+    by_group = sorted(moves, key=lambda move: move.group)  # groups never meet; within one the order stays
+    for move in by_group:
+        place = move.slot if move.direction == "out" else move.block
+        last = runs[-1][-1] if runs else None
+        if last is None or (last.group, last.direction) != (move.group, move.direction) or place in places:
+            runs.append([])
+            places.clear()
+        runs[-1].append(move)
+        places.add(place)
+    return runs
 
 
 def learn_costs(swapper: Swapper | None, mover: BlockMover | None, num_tokens: int, elapsed_s: float) -> None:

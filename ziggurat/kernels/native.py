@@ -301,10 +301,19 @@ class NativeOps:
         x_stride, out_stride = check_select(x, rows, out)
         self._lib.select_rows(address(x), x_stride, address(rows), address(out), out_stride, *out.shape)
 
-    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
+    def copy_blocks(
+        self,
+        pool: Array,
+        pairs: Array,
+        *,
+        block_bytes: int,
+        source: Array | None = None,
+        strides: tuple[int, int] | None = None,
+    ) -> None:
         """See `KernelOps.copy_blocks`."""
-        check_pairs(pool, pairs, block_bytes)
-        self._lib.copy_blocks(address(pool), address(pairs), pairs.shape[0], block_bytes)
+        there, steps = pool if source is None else source, strides or (block_bytes, block_bytes)
+        check_pairs(pool, there, pairs, block_bytes, steps)
+        self._lib.copy_blocks(address(there), address(pool), address(pairs), pairs.shape[0], *steps, block_bytes)
 
 
 def check_route(logits: Array, out: Array, top_k: int) -> tuple[int, int]:
@@ -325,12 +334,15 @@ def check_select(x: Array, row_numbers: Array, out: Array) -> tuple[int, int]:
     return rows(x, "x", None, k), rows(out, "out")
 
 
-def check_pairs(pool: Array, pairs: Array, block_bytes: int) -> None:
-    """Copies stay inside the pool."""
+def check_pairs(pool: Array, source: Array, pairs: Array, block_bytes: int, strides: tuple[int, int]) -> None:
+    """Copies stay inside the pools."""
     check(pairs, "pairs", "int64", (None, 2))
-    num_blocks = num_bytes(pool) // block_bytes
-    if pairs.shape[0] and not 0 <= int(pairs.min()) <= int(pairs.max()) < num_blocks:
-        raise ValueError(f"pairs: blocks {int(pairs.min())} .. {int(pairs.max())} outside a pool of {num_blocks}")
+    for numbers, array, stride in ((pairs[:, 0], source, strides[0]), (pairs[:, 1], pool, strides[1])):
+        num_blocks = (num_bytes(array) - block_bytes) // stride + 1
+        if numbers.shape[0] and not 0 <= int(numbers.min()) <= int(numbers.max()) < num_blocks:
+            raise ValueError(
+                f"pairs: blocks {int(numbers.min())} .. {int(numbers.max())} outside a pool of {num_blocks}"
+            )
 
 
 def _block_arguments(source: Array, panels: Array, first_row: int) -> tuple[int, ...] | None:

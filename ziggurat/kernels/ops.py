@@ -22,7 +22,7 @@ from ziggurat.registry import nearest
 __all__ = ["BACKENDS", "PANEL_WIDTH", "Array", "KVLayer", "KernelOps", "describe", "load_native", "select"]
 
 BACKENDS = ("auto", "native", "torch")
-_ABI = 4
+_ABI = 5
 """Of native/module/module.cpp; raised there and here when a signature changes."""
 
 MAX_LORA_RANK = 512
@@ -278,9 +278,22 @@ class KernelOps(Protocol):
         """``out[i] = x[rows[i]]``; x fp32 [T, K], rows int64 [R], out fp32 [R, K], which must not overlap ``x``."""
         ...
 
-    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
-        """Copy whole blocks inside a contiguous pool: ``pairs`` int64 [n, 2] of (source, destination), all distinct destinations
-        that are nobody's source."""
+    def copy_blocks(
+        self,
+        pool: Array,
+        pairs: Array,
+        *,
+        block_bytes: int,
+        source: Array | None = None,
+        strides: tuple[int, int] | None = None,
+    ) -> None:
+        """Copy whole blocks inside a contiguous pool, or into it from another: ``pairs`` int64 [n, 2] of (source, destination), all
+        distinct destinations that are nobody's source.
+
+        Args:
+            source: the other pool; None is ``pool`` itself.
+            strides: bytes from block to block in source and destination; None is ``block_bytes`` in both.
+        """
         ...
 
 

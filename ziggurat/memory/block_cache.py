@@ -66,6 +66,9 @@ LRU_EVICTION = Eviction()
 class BlockCache:
     """Blocks of all groups, and which of them are kept for reuse.
 
+    Attributes:
+        on_evict: told of a node that leaves because its block is wanted, while its blocks still hold what they held.
+
     Args:
         num_blocks: size of each group's pool.
         windows: each group's window in tokens, or None.
@@ -85,6 +88,7 @@ class BlockCache:
         self.pools = [BlockPool(total) for total in num_blocks]
         self.forest = PrefixForest(block_size, len(self.pools))
         self.num_evicted_blocks = 0
+        self.on_evict: Callable[[PrefixNode], None] | None = None
         full = [group for group, window in enumerate(self.windows) if window is None]
         self.leader = full[0] if full else None
         self._recompute_cost = eviction.recompute_cost
@@ -194,10 +198,12 @@ class BlockCache:
         return [pool.resize(total) for pool, total in zip(self.pools, num_blocks, strict=True)]
 
     def evict_all(self) -> None:
-        """Forget every cached block that nobody holds."""
+        """Forget every cached block that nobody holds; nobody is told."""
+        self.on_evict, hook = None, self.on_evict
         for group, policy in enumerate(self._policies):
             while policy is not None and policy.victim() is not None:
                 self._evict(group)
+        self.on_evict = hook
 
     def _evict(self, group: int) -> int:
         """Free at least one cached block of a group. Returns how many blocks became free, in all groups."""
@@ -214,6 +220,8 @@ class BlockCache:
             num_freed = self._forget(node, group)
             self.forest.prune(node)
             return num_freed
+        if self.on_evict is not None:
+            self.on_evict(node)
         return self._evict_leaf(node)
 
     def _evict_leaf(self, node: PrefixNode) -> int:

@@ -14,8 +14,10 @@ taken for one another. The forest holds names of blocks, never their bytes; whoe
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 from ziggurat.memory.kv import DROPPED
 
@@ -35,6 +37,16 @@ def next_hash(path_hash: int, key: Key) -> int:
     return hash((path_hash, key))
 
 
+def root_digest(salt: str) -> bytes:
+    """`PrefixNode.digest` of a salt's root."""
+    return blake2b(salt.encode(), digest_size=16).digest()
+
+
+def next_digest(digest: bytes, key: Sequence[int]) -> bytes:
+    """`PrefixNode.digest` of the child with that key. No two prefixes share one that anybody could find."""
+    return blake2b(digest + array("q", key).tobytes(), digest_size=16).digest()
+
+
 class PrefixNode:
     """One block of tokens after its parent's prefix.
 
@@ -48,7 +60,18 @@ class PrefixNode:
         depth: blocks of the prefix before this one; of a root's children 0.
     """
 
-    __slots__ = ("blocks", "children", "depth", "is_offered", "key", "num_pins", "parent", "path_hash", "salt")
+    __slots__ = (
+        "_digest",
+        "blocks",
+        "children",
+        "depth",
+        "is_offered",
+        "key",
+        "num_pins",
+        "parent",
+        "path_hash",
+        "salt",
+    )
 
     def __init__(self, salt: str, key: Key, parent: PrefixNode | None, blocks: list[int]) -> None:
         self.salt = salt
@@ -60,6 +83,14 @@ class PrefixNode:
         self.is_offered = False
         self.path_hash: int = root_hash(salt) if parent is None else next_hash(parent.path_hash, key)
         self.depth: int = -1 if parent is None else parent.depth + 1
+        self._digest: bytes | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """Stands for the salt and all tokens up to here where real tokens are not at hand (`digests`). Only while it is in the forest."""
+        if self._digest is None:
+            self._digest = root_digest(self.salt) if self.parent is None else next_digest(self.parent.digest, self.key)
+        return self._digest
 
     @property
     def is_empty(self) -> bool:

@@ -15,9 +15,12 @@ Half-open token ranges of one sequence::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ziggurat.memory.forest import PrefixNode
 
 DROPPED = -1
 """Table entry of a block that left the window: never read again."""
@@ -137,6 +140,11 @@ class KVStore(Protocol):
 
     def forget(self, token_ids: Sequence[int], *, salt: str = "") -> None:
         """Free what is cached of these tokens, last ones first, as far as nobody holds it and nothing longer goes on from it."""
+        ...
+
+    def watch_evictions(self, hook: Callable[[PrefixNode], None]) -> None:
+        """Tell ``hook`` of every cached prefix that leaves because its blocks are wanted; they keep their bytes until the next batch
+        runs."""
         ...
 
     def view(self, seq_id: str) -> KVView:

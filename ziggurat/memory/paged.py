@@ -13,7 +13,7 @@ sequence goes on with that one and gives its own back; a table may change at `co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ziggurat.memory.block_cache import LRU_EVICTION, BlockCache, Eviction, first_visible_block, peak_window_blocks
 from ziggurat.memory.forest import Key, PrefixNode
@@ -97,8 +97,7 @@ class PagedKVStore:
     def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
         """The most blocks a lone sequence that grows to ``num_tokens`` ever holds at once.
 
-        Without ``max_chunk_tokens`` the whole sequence may be one chunk, and a window group holds all of it for a moment.
-        """
+        Without ``max_chunk_tokens`` it may be one chunk, and a window group holds all of it for a moment."""
         chunk = num_tokens if self.max_chunk_tokens is None else min(self.max_chunk_tokens, num_tokens)
         return tuple(peak_window_blocks(window, num_tokens, chunk, self.block_size) for window in self.windows)
 
@@ -133,7 +132,7 @@ class PagedKVStore:
     def open(self, seq_id: str, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
         """Start a sequence with the longest cached prefix, in whole blocks, never all of its tokens.
 
-        Returns the cached tokens; they count as computed. ``last_miss_reason`` says afterwards why there are not more.
+        Returns the cached tokens, which count as computed; ``last_miss_reason`` says why there are not more.
         """
         assert seq_id not in self.sequences, f"sequence {seq_id} is open"
         path, num_usable = self._find(token_ids, salt, max_cached)
@@ -267,6 +266,9 @@ class PagedKVStore:
         """Free what is cached of these tokens, last ones first, as far as nobody holds it and nothing longer goes on from it."""
         self.cache.forget(self.cache.forest.match(token_ids, salt, len(token_ids) // self.block_size))
         self.accounts.settle(None)
+
+    def watch_evictions(self, hook: Callable[[PrefixNode], None]) -> None:
+        self.cache.on_evict = hook
 
     def drop_cache(self) -> None:
         """Forget every cached block that no sequence holds."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host copies of the KV of preempted sequences: who has which slots of the swap space, and which blocks have to move.
+"""Host copies of KV: of preempted sequences, and of cached prefixes that left the pool. Who has which slots, and which blocks have to move.
 
-A sequence that gives up its blocks keeps a copy here and gets it back instead of computing it again (FastSwitch, arXiv 2411.18424). KV of a
-position never changes once it is computed, so a copy stays good while its sequence runs: the next time only what has been computed since
-is copied out. Copies of running sequences are given up first when slots are short.
+A sequence that gives up its blocks keeps a copy here and gets it back instead of computing it again (FastSwitch, arXiv 2411.18424). KV of
+a position never changes once it is computed, so a copy stays good while its sequence runs: the next time only what has been computed since
+is copied out. Prefixes (what an idle conversation leaves) are given up first when slots are short, the one that was not used for longest
+before others; then copies of running sequences.
 
 Names slots and blocks only; the bytes are the executor's. Pools with windows are not swapped: what has left a window is not there to copy.
 """
@@ -39,11 +40,12 @@ class _Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapStats:
-    """Slots in total, and those that hold a copy: of waiting sequences, and of running ones (which may be given up)."""
+    """Slots in total, and those that hold a copy: of waiting sequences, of running ones and of prefixes (which may be given up)."""
 
     total: int
     waiting: int
     running: int
+    prefixes: int
 
 
 class SwapSpace:
@@ -59,16 +61,48 @@ class SwapSpace:
         self.num_slots, self.num_groups, self.block_size = num_slots, num_groups, block_size
         self._free = list(range(num_slots - 1, -1, -1))
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
+        self._prefixes: OrderedDict[bytes, int] = OrderedDict()
+
+    def keep(self, digest: bytes) -> int | None:
+        """A slot for the block of a prefix that leaves the pool. None if it is here already, or sequences have all slots."""
+        if digest in self._prefixes:
+            self._prefixes.move_to_end(digest)
+            return None
+        if not self._free and not self._prefixes:
+            return None
+        slot = self._free.pop() if self._free else self._prefixes.popitem(last=False)[1]
+        self._prefixes[digest] = slot
+        return slot
+
+    def pin(self, digests: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        """Take prefixes' blocks out of what may be given up, with their slots; `unpin` puts them back as the ones used last."""
+        return [(digest, self._prefixes.pop(digest)) for digest in digests]
+
+    def unpin(self, pinned: Sequence[tuple[bytes, int]]) -> None:
+        """See `pin`. A block that was kept anew meanwhile stays where it was before."""
+        for digest, slot in pinned:
+            if (newer := self._prefixes.pop(digest, None)) is not None:
+                self._free.append(newer)
+            self._prefixes[digest] = slot
+
+    def has(self, digest: bytes) -> bool:
+        """Whether the block of a prefix is here."""
+        return digest in self._prefixes
+
+    def discard(self, digest: bytes) -> None:
+        """Forget a prefix's block."""
+        if (slot := self._prefixes.pop(digest, None)) is not None:
+            self._free.append(slot)
 
     def new_blocks(self, seq_id: str, num_tokens: int) -> int:
         """Blocks that `store` would copy out: those that are not here yet, or were not full when they were copied."""
         return ceil_div(num_tokens, self.block_size) - self._num_good(seq_id, num_tokens)
 
     def can_store(self, seq_id: str, num_tokens: int) -> bool:
-        """Whether there is room: free slots, and those of other running sequences' copies."""
+        """Whether there is room: free slots, and those of prefixes and of other running sequences' copies."""
         held = len(self._copies[seq_id].slots) if seq_id in self._copies else 0
         others = sum(len(copy.slots) for name, copy in self._copies.items() if copy.is_running and name != seq_id)
-        return ceil_div(num_tokens, self.block_size) - held <= len(self._free) + others
+        return ceil_div(num_tokens, self.block_size) - held <= len(self._free) + len(self._prefixes) + others
 
     def store(self, seq_id: str, tables: Sequence[Sequence[int]], num_tokens: int) -> list[MoveOp]:
         """Copy a sequence's first ``num_tokens`` tokens out. `can_store` has said that there is room. O(blocks).
@@ -126,17 +160,20 @@ class SwapSpace:
         """Forget every copy: what they hold is not known any more."""
         for seq_id in list(self._copies):
             self.drop(seq_id)
+        for digest in list(self._prefixes):
+            self.discard(digest)
 
     def stats(self) -> SwapStats:
         """Counts."""
         held = {True: 0, False: 0}
         for copy in self._copies.values():
             held[copy.is_running] += len(copy.slots)
-        return SwapStats(total=self.num_slots, waiting=held[False], running=held[True])
+        return SwapStats(total=self.num_slots, waiting=held[False], running=held[True], prefixes=len(self._prefixes))
 
     def audit(self) -> None:
         """Check that every slot is free or held once."""
         slots = [slot for copy in self._copies.values() for slot in copy.slots] + self._free
+        slots += self._prefixes.values()
         assert sorted(slots) == list(range(self.num_slots)), "a slot is lost or held twice"
         for seq_id, copy in self._copies.items():
             assert len(copy.slots) >= ceil_div(copy.num_tokens, self.block_size), f"{seq_id} has too few slots"
@@ -153,6 +190,9 @@ class SwapSpace:
         )
 
     def _give_up_one(self) -> None:
-        """The oldest copy of a running sequence."""
+        """The prefix that was not used for longest, else the oldest copy of a running sequence."""
+        if self._prefixes:
+            self._free.append(self._prefixes.popitem(last=False)[1])
+            return
         victim = next(name for name, copy in self._copies.items() if copy.is_running)
         self.drop(victim)

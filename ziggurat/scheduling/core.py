@@ -102,7 +102,7 @@ class EngineCore:
         )
         self.clients = Clients() if clients is None else clients
         self._roster = Roster(store, self.counters, order, self.swapper, self.clients)
-        self._probe = StoreProbe(store, self._roster.waiting, swap)
+        self._probe = StoreProbe(store, self._roster.waiting, self.swapper)
         self._ended_outside: list[Finished] = []
 
     # ---- requests in and out
@@ -270,6 +270,8 @@ class EngineCore:
         return finished
 
     def _decide(self, now_s: float) -> BatchPlan:
+        if self.swapper is not None:
+            self.swapper.begin()
         state = EngineState(
             running=[seq.view() for seq in self._roster.by_rank()],
             waiting=WaitingViews(self._roster.waiting),
@@ -305,8 +307,7 @@ class EngineCore:
                 continue
             scheduled.append(seq)
             items.append(batch_item(seq, chunk.num_tokens, self.store, self._sorted_eos_ids))
-        # Without a batch the moves wait: blocks and slots keep their bytes until one runs.
-        moves = self.swapper.take_moves() if self.swapper is not None and scheduled else ()
+        moves = () if self.swapper is None else self.swapper.take_moves(bool(scheduled))
         batch = Batch(step=self.counters.steps, copies=tuple(copies), items=tuple(items), moves=moves)
         return scheduled, lapsed, batch
 

@@ -9,16 +9,16 @@ from itertools import islice
 from typing import overload
 
 from ziggurat.memory.kv import KVStore
-from ziggurat.memory.swap import SwapSpace
 from ziggurat.scheduling.protocol import SequenceView
 from ziggurat.scheduling.sequence import SequenceState
+from ziggurat.scheduling.swapping import Swapper
 
 
 class StoreProbe:
     """`KVProbe` over a KVStore. Waiting sequences are not open in the store; their tokens answer for them, and what is in the swap space
     counts as cached: it takes blocks and no computing."""
 
-    def __init__(self, store: KVStore, waiting: Mapping[str, SequenceState], swap: SwapSpace | None = None) -> None:
+    def __init__(self, store: KVStore, waiting: Mapping[str, SequenceState], swap: Swapper | None = None) -> None:
         self._store = store
         self._waiting = waiting
         self._swap = swap
@@ -35,10 +35,9 @@ class StoreProbe:
     def needed_to_admit(self, seq_id: str, num_tokens: int) -> tuple[int, ...]:
         seq = self._waiting[seq_id]
         ids = seq.token_ids()
-        swapped = self._swap.tokens(seq_id) if self._swap is not None else 0
-        if swapped:
+        if self._swap is not None:
             cached = self._store.match(ids, salt=seq.cache_salt, max_cached=seq.max_cached)
-            num_tokens += max(0, swapped - cached)
+            num_tokens += self._swapped(seq, cached)
         return self._store.needed_to_open(ids, num_tokens, salt=seq.cache_salt, max_cached=seq.max_cached)
 
     def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
@@ -47,7 +46,13 @@ class StoreProbe:
     def cached_tokens(self, seq_id: str) -> int:
         seq = self._waiting[seq_id]
         cached = self._store.match(seq.token_ids(), salt=seq.cache_salt, max_cached=seq.max_cached)
-        return cached if self._swap is None else max(cached, self._swap.tokens(seq_id))
+        return cached if self._swap is None else cached + self._swapped(seq, cached)
+
+    def _swapped(self, seq: SequenceState, num_cached: int) -> int:
+        """Tokens behind the cached ones that come back from the swap space."""
+        assert self._swap is not None
+        own = self._swap.space.tokens(seq.seq_id) - num_cached
+        return own if own > 0 else self._swap.kept_tokens(seq, num_cached)
 
     def held_blocks(self, seq_id: str) -> tuple[int, ...]:
         return self._store.held_blocks(seq_id)

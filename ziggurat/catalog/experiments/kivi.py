@@ -5,6 +5,12 @@ The engine packs a block of 32 tokens when it is full, keys and values alike, an
 publication's sliding residual of values depends on when a token was computed; ours depends on its position alone, so that chunks and
 prefixes cannot change an answer. The embedded model has two query heads per KV head (grouped queries suffer more than full ones); there is
 no variant of it with as many KV heads as query heads.
+
+What misses: 2 bits lose 2.9 points over 2,520 items (every task but the needle loses, prefix-suffix most), so that the interval's end
+stands beyond 3 points, and 4 % of perplexity; the residual is 32 where the publication's tables have 128. The model's keys have no channels
+that stand far apart, so grouping them along tokens saves less than the publication finds. Decode attention of 32 heads at 32,768 tokens
+takes 1.5x less time than torch's over fp32, not 2.5x: two cores are busy with decoding 2-bit records before the memory is. The simulated
+throughput is above the range because arithmetic is left out.
 """
 
 from __future__ import annotations

@@ -274,13 +274,28 @@ class TorchOps:
         check_select(x, rows, out)
         as_tensor(out).copy_(as_tensor(x)[as_tensor(rows)])
 
-    def copy_blocks(self, pool: Array, pairs: Array, *, block_bytes: int) -> None:
+    def copy_blocks(
+        self,
+        pool: Array,
+        pairs: Array,
+        *,
+        block_bytes: int,
+        source: Array | None = None,
+        strides: tuple[int, int] | None = None,
+    ) -> None:
         """See `KernelOps.copy_blocks`."""
-        check_pairs(pool, pairs, block_bytes)
-        flat = as_tensor(pool).reshape(-1).view(torch.uint8)
-        blocks = flat[: flat.numel() // block_bytes * block_bytes].view(-1, block_bytes)
+        steps = strides or (block_bytes, block_bytes)
+        check_pairs(pool, pool if source is None else source, pairs, block_bytes, steps)
+        target = _blocks_of(pool, block_bytes, steps[1])
+        origin = _blocks_of(pool if source is None else source, block_bytes, steps[0])
         index = as_tensor(pairs)
-        blocks[index[:, 1]] = blocks[index[:, 0]]
+        target[index[:, 1]] = origin[index[:, 0]]
+
+
+def _blocks_of(pool: Array, block_bytes: int, stride: int) -> Tensor:
+    flat = as_tensor(pool).reshape(-1).view(torch.uint8)
+    count = (flat.numel() - block_bytes) // stride + 1
+    return flat.as_strided((count, block_bytes), (stride, 1), flat.storage_offset())
 
 
 def _product_of(rows: Tensor, spec: FormatSpec | None) -> Callable[[Tensor], Tensor]:
