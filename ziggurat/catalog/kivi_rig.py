@@ -97,7 +97,8 @@ class KiviRig:
         from ziggurat.training.tokenizer import encode
 
         model, tokenizer = load_exported(EMBEDDED_FOLDER)
-        rng, ids = np.random.default_rng(12), []
+        rng = np.random.default_rng(12)
+        ids: list[int] = []
         while len(ids) < 512:
             ids += encode(tokenizer, " " + prose.document(rng, "held_out"))
         found: list[Any] = []

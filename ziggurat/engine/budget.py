@@ -40,11 +40,14 @@ def change_budget(engine: Engine, memory_bytes: int) -> BudgetChange:
             needed_bytes=before.request.memory_bytes,
             available_bytes=memory_bytes,
         )
+    swapper, mover = engine.core.swapper, engine.executor.mover
+    if swapper is not None:
+        swapper.begin()
     preempted = engine.core.make_room(after.num_blocks)
-    if engine.core.swapper is not None and engine.executor.mover is not None:
-        # Retiring gives pages back: what has to be copied out of them goes first.
-        engine.executor.mover.carry_out(engine.core.swapper.take_moves())
     retired = engine.store.cache.resize(after.num_blocks)
+    if swapper is not None and mover is not None:
+        # Pages go back next: what has to be copied out of them goes first.
+        mover.carry_out(swapper.take_moves(True))
     engine.store.accounts.settle(None)
     _discard(engine.resources, retired)
     engine.resources.refit(after)

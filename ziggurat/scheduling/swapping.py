@@ -154,9 +154,9 @@ class Swapper:
         there."""
         self._is_planning = False
         if not is_run:
-            for digest, moves in self._kept:
+            for digest, copies in self._kept:
                 self.space.discard(digest)
-                self.moves = [move for move in self.moves if move not in moves]
+                self.moves = [move for move in self.moves if move not in copies]
         self._kept.clear()
         if not is_run:
             return ()
