@@ -8,6 +8,7 @@
         ConfigError                 a flag, a file or an argument is wrong
           TraceError                a trace file cannot be used as it is; carries ``row``
             SchemaError             it lacks a column; carries ``missing`` and ``found``
+          TransformAlreadyApplied   weights hold such a rewrite already
         ModelError                  a checkpoint cannot be read as it is
           UnknownArchitecture       no Program is registered for it
           ModelNotFound             no such folder, file or cached repository
@@ -65,6 +66,10 @@ class SchemaError(TraceError):
         super().__init__(message)
         self.missing = missing
         self.found = found
+
+
+class TransformAlreadyApplied(ConfigError):
+    """The weights hold a transform of that name already: applying it again would not do what was asked."""
 
 
 class ModelError(UserError):
