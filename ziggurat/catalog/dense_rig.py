@@ -60,7 +60,8 @@ class DenseRig:
         from ziggurat.engine.resolve import EMBEDDED_FOLDER
 
         encoder = tokenizers.Tokenizer.from_file(str(EMBEDDED_FOLDER / "tokenizer.json"))
-        begin, rng, ids = int(self.base.raw["bos_token_id"]), np.random.default_rng(seed), []
+        begin, rng = int(self.base.raw["bos_token_id"]), np.random.default_rng(seed)
+        ids: list[int] = []
         step = WINDOW_TOKENS - 1
         while len(ids) < count * step:
             ids += encoder.encode(" " + prose.document(rng, split)).ids

@@ -102,7 +102,7 @@ def encode(values: NDArray[np.floating], spec: BfpSpec) -> BfpTensor:
         raised, other = _rounded(blocks, np.minimum(low + 1, _BIAS), spec)
         top = 2 ** (spec.mantissa_bits - 1) - 1
         rounds_over = np.rint(np.ldexp(peak, spec.mantissa_bits - 2 - low)) > top
-        takes = rounds_over & (low < _BIAS) & ((other < error) if spec.peak == "mse" else True)
+        takes = np.asarray(rounds_over & (low < _BIAS) & (other < error if spec.peak == "mse" else np.True_))
         mantissas, low = np.where(takes[..., None], raised, mantissas), low + takes
     exponents = np.where(is_number, np.where(peak > 0, low + _BIAS, _ZERO), _NAN).astype(np.uint8)
     return BfpTensor(spec, np.concatenate([exponents[..., None], _packed(mantissas, spec)], axis=-1))
