@@ -93,7 +93,7 @@ def encode(values: NDArray[np.floating], spec: BfpSpec) -> BfpTensor:
     if values.shape[-1] % spec.block:
         raise ConfigError(f"{values.shape[-1]} values are no whole number of blocks of {spec.block}")
     blocks = values.reshape(*values.shape[:-1], -1, spec.block).astype(np.float64)
-    is_number = np.isfinite(blocks).all(-1)
+    is_number = np.asarray(np.isfinite(blocks).all(-1))
     blocks = np.where(is_number[..., None], blocks, 0.0)
     peak = np.abs(blocks).max(-1)
     low = np.clip(np.frexp(peak)[1] - 1, 1 - _BIAS, _BIAS)
