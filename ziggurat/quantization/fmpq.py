@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from ziggurat.errors import ConfigError
 from ziggurat.quantization.dense import DenseCheckpoint, Floats, Ints, ReferenceDecoder
-from ziggurat.quantization.transforms import EquivalentTransform, Permute, Scale
+from ziggurat.quantization.transforms import Edge, EquivalentTransform, Permute, Scale
 
 OUTLIER_FACTOR = 6.0
+NORM_EDGES: tuple[Edge, Edge] = ("norm-qkv", "norm-mlp")
 BLOCK = 128
 
 
@@ -137,7 +138,7 @@ def block_products(x: MixedActivations, weight: Nibbles) -> NDArray[np.int32]:
     a = x.integers()
     assert 15 * 127 * x.plan.block < 2**24, f"blocks of {x.plan.block} need wider sums"
     raw = a.astype(np.float32).transpose(1, 0, 2) @ weight.codes.astype(np.float32).transpose(1, 2, 0)
-    return raw.transpose(1, 2, 0).astype(np.int32) - 8 * a.sum(-1, dtype=np.int32)[:, None, :]
+    return np.asarray(raw.transpose(1, 2, 0).astype(np.int32) - 8 * a.sum(-1, dtype=np.int32)[:, None, :])
 
 
 def w4ax(x: MixedActivations, weight: Nibbles) -> NDArray[np.float32]:
@@ -169,8 +170,8 @@ def norm_outliers(checkpoint: DenseCheckpoint, *, share: float, seed: int) -> Eq
     rng, width, steps = np.random.default_rng(seed), checkpoint.config.hidden_size, []
     count = max(1, round(share * width))
     for layer in range(checkpoint.config.num_hidden_layers):
-        for edge in ("norm-qkv", "norm-mlp"):
+        for edge in NORM_EDGES:
             factors = np.ones(width)
             factors[rng.choice(width, count, replace=False)] = rng.uniform(20, 60, count)
-            steps.append(Scale(layer, edge, factors))  # type: ignore[arg-type]
+            steps.append(Scale(layer, edge, factors))
     return EquivalentTransform("norm-outliers", tuple(steps))

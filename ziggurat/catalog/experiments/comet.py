@@ -227,9 +227,9 @@ def stages(scale: Scale) -> list[ClaimResult]:
 
 def a100(scale: Scale) -> list[ClaimResult]:
     """Speed over FP16 by the roofline: 4,096 x 4,096, three quarters of the blocks in INT4, one efficiency fitted at batch 256."""
-    ideal = {
-        m: _seconds(m, 2, 2, 312) / _seconds(m, 0.5, 0.75 * 0.5 + 0.25, 1 / (0.75 / 1248 + 0.25 / 624)) for m in A100
-    }
+    scales, mixed = 2 / fmpq.BLOCK, 0.75 * 0.5 + 0.25  # bytes per value: fp16 scales of blocks, and codes of inputs
+    rate = 1 / (0.75 / 1248 + 0.25 / 624)
+    ideal = {m: _seconds(m, 2, 2, 312) / _seconds(m, 0.5 + scales, mixed + scales, rate) for m in A100}
     efficiency = A100[256].paper
     assert isinstance(efficiency, float)
     efficiency /= ideal[256]
