@@ -5,14 +5,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
+from ziggurat.catalog.claims import Scale
 from ziggurat.quantization.dense import DenseCheckpoint, Entries, Ints, Linear, ReferenceDecoder, load_dense
 from ziggurat.workload import prose
 
 WINDOW_TOKENS = 256
+NUM_WINDOWS: dict[Scale, int] = {"quick": 1, "full": 8}
 TEXT_SEED, CALIBRATION_SEED = 900_031, 17
+
+
+class Rig(Protocol):
+    """A model to score; `DenseRig` is the real one, tests bring a tiny one."""
+
+    @property
+    def base(self) -> DenseCheckpoint:
+        """The model."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[Ints]:
+        """For calibration."""
+        ...
+
+    def perplexity(
+        self,
+        checkpoint: DenseCheckpoint,
+        *,
+        linear: Linear | None = None,
+        keys: Entries | None = None,
+        values: Entries | None = None,
+    ) -> float:
+        """With linears, keys and values as these compute or show them."""
+        ...
+
+
+def new_rig(scale: Scale) -> Rig:
+    """The embedded model, scored on few windows or on more."""
+    return DenseRig(NUM_WINDOWS[scale])
 
 
 class DenseRig:

@@ -124,15 +124,16 @@ class KiviRig:
         config = EngineConfig(kv_cache_dtype=name, max_model_len=num_tokens)
         return size(config, open_model(config), memory_bytes).largest_batch
 
-    def pool_bytes(self, name: str, num_tokens: int) -> tuple[int, int]:
-        """Bytes that a sequence of so many tokens holds in a real engine, tails included, and what the formula says."""
+    def pool_bytes(self, name: str, num_tokens: int) -> tuple[int, int, int]:
+        """Bytes of a sequence of so many tokens in the embedded model's engine, tail included; what the formula says; and bf16's."""
         from ziggurat.engine.config import EngineConfig
         from ziggurat.engine.sizing import open_model, size
-        from ziggurat.programs.formats import KV_FORMATS
+        from ziggurat.programs.formats import BF16, KV_FORMATS
         from ziggurat.quantization.kivi import cache_bytes
 
         config = EngineConfig(kv_cache_dtype=name)
         plan = size(config, open_model(config), 1 << 30).plan
         whole, tail = plan.program.kv_groups()
         held = num_tokens // 32 * plan.block_bytes(whole) + (plan.block_bytes(tail) if num_tokens % 32 else 0)
-        return held, cache_bytes(num_tokens, whole.values_per_token(), KV_FORMATS[name])
+        values = whole.values_per_token()
+        return held, cache_bytes(num_tokens, values, KV_FORMATS[name]), BF16.num_bytes((num_tokens, values))

@@ -169,7 +169,7 @@ def as_text(data: Mapping[str, Any]) -> str:
         facts.insert(4, ("now", now))
     if data.get("swap"):
         swap = data["swap"]
-        held = swap["num_waiting_slots"] + swap["num_running_slots"]
+        held = swap["num_waiting_slots"] + swap["num_running_slots"] + swap["num_prefix_slots"]
         moved = f"{swap['swapped_out_tokens']:,} tokens out, {swap['swapped_in_tokens']:,} back"
         facts.append(("swap", f"{held} of {swap['num_slots']} slots hold copies; {moved}"))
     if data.get("streaming"):

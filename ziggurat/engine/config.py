@@ -84,7 +84,9 @@ class EngineConfig:
     enable_prefix_caching: bool = option(True, "share the KV of common beginnings", group="memory")
     eviction_policy: str = option("lru", "which cached beginning leaves when space is wanted", group="memory")
     swap_space: str | int = option(
-        0, "RAM beside --memory for the KV of preempted sequences, e.g. 1GiB; 0 computes it again", group="memory"
+        0,
+        "RAM beside --memory for the KV of preempted sequences and idle prefixes, e.g. 1GiB; 0 computes it again",
+        group="memory",
     )
     preemption_mode: str = option(
         "auto",

@@ -234,6 +234,11 @@ class Sessions:
             self._num_tokens -= len(session.token_ids)
 
     def _check_windows(self) -> None:
+        if self._plan.kv_format.block_tokens:
+            raise UnsupportedFeature(
+                f"sessions with KV in {self._plan.kv_format.name} are not saved: serve with another --kv-cache-dtype",
+                feature="session:kv-cache-dtype",
+            )
         if any(group.window is not None for group in self._plan.program.kv_groups()):
             raise UnsupportedFeature(
                 "sessions of models with sliding windows are not saved: what has left a window is not there",

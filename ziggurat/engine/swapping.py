@@ -35,11 +35,17 @@ def swap_slots(plan: Plan, num_bytes: int) -> int:
     """Slots that fit, or 0 where swapping is not built.
 
     Raises:
-        UnsupportedFeature: a model with windows: blocks that have left a window are not there to copy.
+        UnsupportedFeature: a model with windows: blocks that have left a window are not there to copy; or KV that is packed in blocks.
         DoesNotFit: not one request of the longest kind fits.
     """
     if not num_bytes:
         return 0
+    if plan.kv_format.block_tokens:
+        raise UnsupportedFeature(
+            f"a swap space for KV in {plan.kv_format.name} is not built: leave --swap-space out (preempted sequences are computed again), "
+            "or use another --kv-cache-dtype",
+            feature="swap-space",
+        )
     if any(group.window is not None for group in plan.program.kv_groups()):
         raise UnsupportedFeature(
             "a swap space for models with sliding windows is not built: leave --swap-space out, preempted sequences are computed again",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ziggurat.memory.block_pool import BlockPool
 from ziggurat.memory.eviction import LRU, CacheShape, Entry, EvictionPolicy, PolicyFactory
 from ziggurat.memory.forest import Key, PrefixForest, PrefixNode
-from ziggurat.memory.kv import DROPPED
+from ziggurat.memory.kv import DROPPED, CacheWatcher
 from ziggurat.units import ceil_div
 
 
@@ -67,7 +67,7 @@ class BlockCache:
     """Blocks of all groups, and which of them are kept for reuse.
 
     Attributes:
-        on_evict: told of a node that leaves because its block is wanted, while its blocks still hold what they held.
+        watcher: told what becomes of cached prefixes, or None.
 
     Args:
         num_blocks: size of each group's pool.
@@ -88,7 +88,7 @@ class BlockCache:
         self.pools = [BlockPool(total) for total in num_blocks]
         self.forest = PrefixForest(block_size, len(self.pools))
         self.num_evicted_blocks = 0
-        self.on_evict: Callable[[PrefixNode], None] | None = None
+        self.watcher: CacheWatcher | None = None
         full = [group for group, window in enumerate(self.windows) if window is None]
         self.leader = full[0] if full else None
         self._recompute_cost = eviction.recompute_cost
@@ -198,12 +198,14 @@ class BlockCache:
         return [pool.resize(total) for pool, total in zip(self.pools, num_blocks, strict=True)]
 
     def evict_all(self) -> None:
-        """Forget every cached block that nobody holds; nobody is told."""
-        self.on_evict, hook = None, self.on_evict
+        """Forget every cached block that nobody holds, as one event."""
+        self.watcher, watcher = None, self.watcher
         for group, policy in enumerate(self._policies):
             while policy is not None and policy.victim() is not None:
                 self._evict(group)
-        self.on_evict = hook
+        self.watcher = watcher
+        if watcher is not None:
+            watcher.on_drop()
 
     def _evict(self, group: int) -> int:
         """Free at least one cached block of a group. Returns how many blocks became free, in all groups."""
@@ -220,8 +222,8 @@ class BlockCache:
             num_freed = self._forget(node, group)
             self.forest.prune(node)
             return num_freed
-        if self.on_evict is not None:
-            self.on_evict(node)
+        if self.watcher is not None:
+            self.watcher.on_evict(node)
         return self._evict_leaf(node)
 
     def _evict_leaf(self, node: PrefixNode) -> int:

@@ -15,7 +15,7 @@ Half-open token ranges of one sequence::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,6 +56,18 @@ class KVStats:
     def used(self) -> int:
         """Blocks that some sequence holds."""
         return self.total - self.free - self.cached
+
+
+class CacheWatcher(Protocol):
+    """Who is told what becomes of cached prefixes (`KVStore.watch_cache`)."""
+
+    def on_evict(self, node: PrefixNode) -> None:
+        """A prefix leaves because its blocks are wanted; they keep their bytes until the next batch runs."""
+        ...
+
+    def on_drop(self) -> None:
+        """All that nobody holds was forgotten on purpose: nothing of it may be found again."""
+        ...
 
 
 class KVStore(Protocol):
@@ -142,9 +154,8 @@ class KVStore(Protocol):
         """Free what is cached of these tokens, last ones first, as far as nobody holds it and nothing longer goes on from it."""
         ...
 
-    def watch_evictions(self, hook: Callable[[PrefixNode], None]) -> None:
-        """Tell ``hook`` of every cached prefix that leaves because its blocks are wanted; they keep their bytes until the next batch
-        runs."""
+    def watch_cache(self, watcher: CacheWatcher) -> None:
+        """Tell somebody from now on what becomes of cached prefixes."""
         ...
 
     def view(self, seq_id: str) -> KVView:

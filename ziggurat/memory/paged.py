@@ -13,11 +13,11 @@ sequence goes on with that one and gives its own back; a table may change at `co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ziggurat.memory.block_cache import LRU_EVICTION, BlockCache, Eviction, first_visible_block, peak_window_blocks
 from ziggurat.memory.forest import Key, PrefixNode
-from ziggurat.memory.kv import DROPPED, CopyOp, KVStats, KVView, OutOfBlocks, WindowPassed
+from ziggurat.memory.kv import DROPPED, CacheWatcher, CopyOp, KVStats, KVView, OutOfBlocks, WindowPassed
 from ziggurat.memory.ledger import Lease
 from ziggurat.memory.open_sequence import KVAccounts, OpenSequence
 from ziggurat.memory.paged_audit import audit_store
@@ -132,8 +132,7 @@ class PagedKVStore:
     def open(self, seq_id: str, token_ids: Sequence[int], *, salt: str = "", max_cached: int | None = None) -> int:
         """Start a sequence with the longest cached prefix, in whole blocks, never all of its tokens.
 
-        Returns the cached tokens, which count as computed; ``last_miss_reason`` says why there are not more.
-        """
+        Returns the cached tokens, which count as computed; ``last_miss_reason`` says why there are not more."""
         assert seq_id not in self.sequences, f"sequence {seq_id} is open"
         path, num_usable = self._find(token_ids, salt, max_cached)
         max_blocks = max_reusable_blocks(len(token_ids), self.block_size, max_cached)
@@ -267,8 +266,9 @@ class PagedKVStore:
         self.cache.forget(self.cache.forest.match(token_ids, salt, len(token_ids) // self.block_size))
         self.accounts.settle(None)
 
-    def watch_evictions(self, hook: Callable[[PrefixNode], None]) -> None:
-        self.cache.on_evict = hook
+    def watch_cache(self, watcher: CacheWatcher) -> None:
+        """See `KVStore.watch_cache`."""
+        self.cache.watcher = watcher
 
     def drop_cache(self) -> None:
         """Forget every cached block that no sequence holds."""

@@ -89,6 +89,16 @@ class SwapSpace:
         """Whether the block of a prefix is here."""
         return digest in self._prefixes
 
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether the block of any prefix is here."""
+        return bool(self._prefixes)
+
+    def drop_prefixes(self) -> None:
+        """Forget them all; copies of sequences stay."""
+        for digest in list(self._prefixes):
+            self.discard(digest)
+
     def discard(self, digest: bytes) -> None:
         """Forget a prefix's block."""
         if (slot := self._prefixes.pop(digest, None)) is not None:
@@ -160,8 +170,7 @@ class SwapSpace:
         """Forget every copy: what they hold is not known any more."""
         for seq_id in list(self._copies):
             self.drop(seq_id)
-        for digest in list(self._prefixes):
-            self.discard(digest)
+        self.drop_prefixes()
 
     def stats(self) -> SwapStats:
         """Counts."""

@@ -39,13 +39,17 @@ class Swapper:
         self._kept: list[tuple[bytes, list[MoveOp]]] = []
         self._is_planning = False
         self._digests: dict[str, list[bytes]] = {}
-        store.watch_evictions(self.keep)
+        store.watch_cache(self)
 
     def begin(self) -> None:
         """A step is being planned: what leaves the pool from now until `take_moves` can still be copied."""
         self._is_planning = True
 
-    def keep(self, node: PrefixNode) -> None:
+    def on_drop(self) -> None:
+        """The cache was dropped on purpose: what left it earlier goes with it."""
+        self.space.drop_prefixes()
+
+    def on_evict(self, node: PrefixNode) -> None:
         """A cached prefix leaves the pool."""
         size = self.space.block_size
         if not self._is_planning or not self._mode(size, size, self.costs):
@@ -63,15 +67,16 @@ class Swapper:
 
     def kept_tokens(self, seq: SequenceState, first_token: int) -> int:
         """Tokens from ``first_token`` on, a multiple of the block size, that prefixes in the swap space have of a sequence; never its
-        last one."""
+        last one. 0 where computing them is cheaper."""
         space, size = self.space, self.space.block_size
-        if seq.max_cached is not None or not space.stats().prefixes:
+        if seq.max_cached is not None or not space.has_prefixes:
             return 0
         digests, first = self._digests_of(seq), first_token // size
         last = first
         while last < len(digests) and space.has(digests[last]):
             last += 1
-        return (last - first) * size
+        num_tokens = (last - first) * size
+        return num_tokens if self._mode(0, num_tokens, self.costs) else 0
 
     def _digests_of(self, seq: SequenceState) -> list[bytes]:
         """Of a sequence's whole blocks but the one with its last token."""
@@ -117,7 +122,7 @@ class Swapper:
 
     def _load_prefix(self, seq: SequenceState) -> None:
         num_kept = self.kept_tokens(seq, seq.num_computed) if seq.num_computed % self.space.block_size == 0 else 0
-        if not num_kept or not self._mode(0, num_kept, self.costs):
+        if not num_kept:
             return
         size, first = self.space.block_size, seq.num_computed
         # Taking blocks pushes other prefixes out, and these must not give way to them.

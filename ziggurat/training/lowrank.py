@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,7 @@ class AdapterConfig:
         )
 
 
-class LowRankUpdates(nn.Module):
+class LowRankUpdates(nn.Module, ABC):
     """Updates of linears by the names of their weights; what both kinds share.
 
     Args:
@@ -78,9 +79,9 @@ class LowRankUpdates(nn.Module):
         self.config, self.scale = config, config.alpha / config.rank
         self.sizes = target_sizes(program, config.targets)
 
+    @abstractmethod
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """A [rank, in] and B [out, rank] of a weight, differentiable."""
-        raise NotImplementedError
 
     def delta(self, name: str, x: Tensor) -> Tensor | None:
         """What is added to a linear's output for inputs x [T, in]; None where the weight is not adapted."""
@@ -89,9 +90,9 @@ class LowRankUpdates(nn.Module):
         a, b = self.matrices(name)
         return self.scale * ((x @ a.T) @ b.T)
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What a folder keeps, by name."""
-        raise NotImplementedError
 
 
 class LoraUpdates(LowRankUpdates):
@@ -230,11 +231,6 @@ def save_adapter(
         config |= {name: getattr(updates.config, name) for name in names}
     save_file(stored, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def load_state(updates: LowRankUpdates, tensors: Mapping[str, Tensor]) -> None:
-    """Go on from a checkpoint's tensors (`state_dict` of the same updates)."""
-    updates.load_state_dict(dict(tensors))
 
 
 def _lora_tensors(updates: LowRankUpdates) -> dict[str, Tensor]:

@@ -41,9 +41,9 @@ class FakeRig:
     def largest_batch(self, name: str, num_tokens: int, memory_bytes: int) -> int:
         return {"bf16": 10, "kivi2": 36, "kivi4": 25}[name]
 
-    def pool_bytes(self, name: str, num_tokens: int) -> tuple[int, int]:
+    def pool_bytes(self, name: str, num_tokens: int) -> tuple[int, int, int]:
         size = (num_tokens // 32 * 32) * 100 * 3 // 8 + (12800 if num_tokens % 32 else 0)
-        return size, size
+        return size, size, num_tokens * 200
 
     def is_exact(self, name: str) -> bool:
         return name == "kivi4"

@@ -160,3 +160,15 @@ def test_digests_tell_salts_and_prefixes_apart() -> None:
     other = forest.insert(forest.root("b"), (1, 2), [2])
     assert two.digest == next_digest(next_digest(root_digest("a"), [1, 2]), [3, 4])
     assert len({one.digest, two.digest, other.digest}) == 3
+
+
+def test_a_dropped_cache_is_dropped_everywhere() -> None:
+    """A reset, or an adapter that goes: its name may come back with other numbers, and cached KV is found by the name."""
+    chats = run_round_robin(200)
+    assert chats.core.swapper is not None and chats.core.swapper.space.stats().prefixes > 0
+    chats.core.store.drop_cache()
+    before = chats.core.counters.swapped_in_tokens
+    assert chats.core.swapper.space.stats().prefixes == 0
+    chats.core.swapper.space.audit()
+    chats.turn(["c0"], 6, 4, {"c0": ""})
+    assert chats.core.counters.swapped_in_tokens == before

@@ -108,6 +108,21 @@ def test_impossible_budgets_change_nothing(folder: Path) -> None:
         assert engine.set_memory(least_bytes(engine)).after_bytes == least_bytes(engine)
 
 
+def test_idle_prefixes_go_to_the_swap_space_for_a_smaller_budget(folder: Path) -> None:
+    config = replace(CONFIG, model=str(folder), swap_space="1MiB", preemption_mode="swap")
+    with Engine.load(replace(config, swap_space=0, preemption_mode="auto")) as engine:
+        if len(engine.fit.plan.program.kv_groups()) > 1:
+            pytest.skip("no swap space for models with windows")
+        expected, _ = answers(engine, {})
+    with Engine.load(config) as engine:
+        assert answers(engine, {})[0] == expected
+        engine.set_memory(least_bytes(engine))
+        assert engine.memory()["swap"]["num_prefix_slots"] > 0
+        before = engine.core.counters.swapped_in_tokens
+        assert answers(engine, {})[0] == expected
+        assert engine.core.counters.swapped_in_tokens > before
+
+
 def test_cached_prefixes_leave_for_a_smaller_budget(folder: Path) -> None:
     with Engine.load(replace(CONFIG, model=str(folder))) as engine:
         answers(engine, {})

@@ -62,6 +62,25 @@ def test_the_same_bits_and_nothing_computed_twice(folder: Path, has_prefix_cache
         assert engine.stats()["swapped_in_tokens_total"] == counters.swapped_in_tokens
 
 
+def test_idle_prefixes_come_back_and_a_reset_forgets_them(folder: Path) -> None:
+    with load(folder, replace(ROOMY, has_prefix_cache=True)) as engine:
+        expected = answers(engine)
+    with load(folder, replace(SWAPPING, has_prefix_cache=True)) as engine:
+        assert answers(engine) == answers(engine) == answers(engine) == expected
+        counters = engine.core.counters
+        assert engine.memory()["swap"]["num_prefix_slots"] > 0  # type: ignore[index]
+        engine.reset_prefix_cache()
+        assert engine.memory()["swap"]["num_prefix_slots"] == 0  # type: ignore[index]
+        hits = counters.prefix_hit_tokens
+        for number, prompt in enumerate(PROMPTS):
+            params = SamplingParams(temperature=0, max_tokens=1)
+            engine.add(GenerateRequest(request_id=f"again{number}", prompt_ids=[1, *prompt], params=params))
+            while engine.has_work:
+                engine.step()
+        assert counters.prefix_hit_tokens == hits, "other beginnings: nothing may be found"
+        assert answers(engine) == expected
+
+
 @pytest.mark.parametrize("kv_cache_dtype", ["q8_0", "q4_0"])
 def test_quantized_keys_and_values_have_the_same_bits_on_every_way(tmp_path: Path, kv_cache_dtype: str) -> None:
     """Chunks, prefix hits, recomputing and swapping: an entry is quantized by its own values alone, so no way shows."""

@@ -8,15 +8,15 @@ block is compared by its share of a head: n = 16, 32 and 64 here stand for 32, 6
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ziggurat.catalog.claims import Claim, ClaimResult, Scale
+from ziggurat.catalog.dense_rig import Rig, new_rig
 from ziggurat.catalog.experiments import EXPERIMENTS
 from ziggurat.catalog.serving import Judged, Limit, pending
 from ziggurat.quantization import bfp, kivi
-from ziggurat.quantization.dense import DenseCheckpoint, Entries, Floats, Ints
+from ziggurat.quantization.dense import DenseCheckpoint, Entries, Floats
 from ziggurat.quantization.ksort import ORDER_RULES, agreement, calibrated_scores, key_outliers, ksort_by, norm_scores
 
 QUARTER = Judged(name="gap-recovered-n32-of-128", paper=None, unit="share of the perplexity gap", limit=Limit(low=0.6))
@@ -43,34 +43,7 @@ LLAMA = Judged(
     kind="derived",
 )
 JUDGED = (QUARTER, HALF, WHOLE, BYTES, SPEED, EXACT, *SYNTHETIC.values(), LLAMA)
-NUM_WINDOWS: dict[Scale, int] = {"quick": 1, "full": 8}
 KERNEL = "waits for B (block floating point in the attention kernels)"
-
-
-class Rig(Protocol):
-    """A model to score; `ziggurat.catalog.dense_rig` is the real one."""
-
-    @property
-    def base(self) -> DenseCheckpoint:
-        """The model."""
-        ...
-
-    @property
-    def prompts(self) -> Sequence[Ints]:
-        """For calibration."""
-        ...
-
-    def perplexity(
-        self, checkpoint: DenseCheckpoint, *, keys: Entries | None = None, values: Entries | None = None
-    ) -> float:
-        """With keys and values as these show them."""
-        ...
-
-
-def _new_rig(scale: Scale) -> Rig:
-    from ziggurat.catalog.dense_rig import DenseRig
-
-    return DenseRig(NUM_WINDOWS[scale])
 
 
 class BfpKsort:
@@ -82,7 +55,7 @@ class BfpKsort:
 
     claims: tuple[Claim, ...] = tuple(judged.claim for judged in JUDGED)
 
-    def __init__(self, new_rig: Callable[[Scale], Rig] = _new_rig) -> None:
+    def __init__(self, new_rig: Callable[[Scale], Rig] = new_rig) -> None:
         self._new_rig = new_rig
 
     def run(self, scale: Scale) -> Sequence[ClaimResult]:

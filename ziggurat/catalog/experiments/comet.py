@@ -11,16 +11,16 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ziggurat.catalog.claims import Claim, ClaimResult, Scale
+from ziggurat.catalog.dense_rig import Rig, new_rig
 from ziggurat.catalog.experiments import EXPERIMENTS
 from ziggurat.catalog.experiments.bfp_ksort import kivi_keys
 from ziggurat.catalog.serving import SIMULATOR, Judged, Limit, pending
 from ziggurat.quantization import fmpq, kivi
-from ziggurat.quantization.dense import DenseCheckpoint, Entries, Floats, Ints, Linear
+from ziggurat.quantization.dense import DenseCheckpoint, Floats, Linear
 from ziggurat.scheduling.tiles import TILE_POLICIES, TilePolicy, simulate
 
 FMPQ = Judged(name="fmpq-over-w4a16", paper=None, unit="x perplexity", limit=Limit(high=1.05))
@@ -57,39 +57,7 @@ SERVING = Judged(
 )
 JUDGED = (FMPQ, NAIVE, SHARE, UNSORTED, EXACT, *KERNELS, THREADS, STAGES, STEAL, *A100.values(), SERVING)
 BLOCK = 32
-NUM_WINDOWS: dict[Scale, int] = {"quick": 1, "full": 8}
 NO_KERNEL = "waits for B (the native W4Ax kernel)"
-
-
-class Rig(Protocol):
-    """A model to score; `ziggurat.catalog.dense_rig` is the real one."""
-
-    @property
-    def base(self) -> DenseCheckpoint:
-        """The model."""
-        ...
-
-    @property
-    def prompts(self) -> Sequence[Ints]:
-        """For calibration."""
-        ...
-
-    def perplexity(
-        self,
-        checkpoint: DenseCheckpoint,
-        *,
-        linear: Linear | None = None,
-        keys: Entries | None = None,
-        values: Entries | None = None,
-    ) -> float:
-        """With linears, keys and values as these compute or show them."""
-        ...
-
-
-def _new_rig(scale: Scale) -> Rig:
-    from ziggurat.catalog.dense_rig import DenseRig
-
-    return DenseRig(NUM_WINDOWS[scale])
 
 
 class Comet:
@@ -102,7 +70,7 @@ class Comet:
 
     claims: tuple[Claim, ...] = tuple(judged.claim for judged in JUDGED)
 
-    def __init__(self, new_rig: Callable[[Scale], Rig] = _new_rig, block: int = BLOCK) -> None:
+    def __init__(self, new_rig: Callable[[Scale], Rig] = new_rig, block: int = BLOCK) -> None:
         self._new_rig, self._block = new_rig, block
 
     def run(self, scale: Scale) -> Sequence[ClaimResult]:

@@ -145,21 +145,17 @@ class Kivi:
         return [*results, BATCH.judge(seconds["fp32"] / seconds["kivi2"], note, scale)]
 
     def _memory(self, scale: Scale) -> list[ClaimResult]:
-        held, formula = self._rig.pool_bytes("kivi2", 4095)
+        held, formula, bf16 = self._rig.pool_bytes("kivi2", 4095)
         batches = {name: self._rig.largest_batch(name, 4096, GIB // 4) for name in ("bf16", "kivi2", "kivi4")}
-        bf16 = self._rig.largest_batch("bf16", 4096, GIB // 4)
-        share = formula / (4095 * self._values() * 2)
         note = "4,095 tokens, whose last 31 are in fp32, of the embedded model's 6 layers"
         admitted = ", ".join(f"{name} {count}" for name, count in batches.items())
         return [
             BYTES.judge(held / formula, note, scale),
-            SHARE.judge(share, note, scale),
-            ADMITTED.judge(batches["kivi2"] / bf16, f"sequences of 4,096 tokens in 256 MiB: {admitted}", scale),
+            SHARE.judge(held / bf16, note, scale),
+            ADMITTED.judge(
+                batches["kivi2"] / batches["bf16"], f"sequences of 4,096 tokens in 256 MiB: {admitted}", scale
+            ),
         ]
-
-    def _values(self) -> float:
-        held, _ = self._rig.pool_bytes("kivi2", 4096)
-        return held / 4096 * 8 / 3
 
     def _exact(self, scale: Scale) -> ClaimResult:
         found = {name: self._rig.is_exact(name) for name in ("kivi4", "kivi2")}

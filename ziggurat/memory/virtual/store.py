@@ -148,8 +148,10 @@ class VirtualKVStore(PagedKVStore):
         for _, slot, index in sorted(wanted):
             if num_mapped == max_blocks:
                 break
+            if self.slots.ready_block(slot, index) != UNMAPPED:
+                continue
             block = self._unmapped_block(can_disturb=False)
-            if block is not None and self.slots.ready_block(slot, index) == UNMAPPED:
+            if block is not None:
                 self.slots.prepare(slot, index, block)
                 num_mapped += 1
         return num_mapped
