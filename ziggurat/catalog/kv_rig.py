@@ -103,20 +103,16 @@ def _layer(shape: AttentionShape, format_name: str, num_blocks: int) -> KVLayer:
     from ziggurat.kernels import KVLayer
 
     def make(name: str, blocks: int) -> KVLayer:
-        fmt = KV_FORMATS[name]
-        head = fmt.num_bytes((BLOCK_TOKENS, shape.head_dim))
-        part = shape.num_kv_heads * head
-        # 0x11 everywhere is a small number in every format.
-        return KVLayer(
-            pool=torch.full((blocks * 2 * part,), 0x11, dtype=torch.uint8),
-            format=fmt,
+        spec = KV_FORMATS[name]
+        block_bytes = 2 * shape.num_kv_heads * spec.num_bytes((BLOCK_TOKENS, shape.head_dim))
+        return KVLayer.of_group(
+            torch.full(
+                (blocks * block_bytes,), 0x11, dtype=torch.uint8
+            ),  # 0x11 everywhere is a small number in every format
+            spec,
             block_size=BLOCK_TOKENS,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            block_stride=2 * part,
-            layer_offset=0,
-            kv_stride=part,
-            head_stride=head,
         )
 
     made = make(format_name, num_blocks)

@@ -34,7 +34,6 @@ from ziggurat.memory.kv import CopyOp
 from ziggurat.programs.formats import FP32
 from ziggurat.programs.ops import ROUTED, ROWS, TOKENS
 from ziggurat.programs.plan import NormStep, Plan, SelectStep
-from ziggurat.programs.program import KVGroup
 from ziggurat.scheduling.protocol import Batch, SampledToken, SampleRequest, StepResult
 
 Rows = NDArray[np.float32]
@@ -216,29 +215,21 @@ class PlanExecutor:
                 self._ops.copy_blocks(self._pools[group.index], index, block_bytes=self.plan.block_bytes(group))
 
     def _kv_layers(self) -> dict[int, KVLayer]:
-        """By layer. Layout: [block][layer of the group][key | value][kv head], and inside what `KVLayer` says."""
+        """By layer; see `KVLayer.of_group` for what a block holds."""
         layers: dict[int, KVLayer] = {}
         for group in self.plan.program.kv_groups():  # tails come last
             for place, layer in enumerate(group.layers):
-                made = self._kv_layer(group, place)
+                made = KVLayer.of_group(
+                    self._pools[group.index],
+                    FP32 if group.is_tail else self.plan.kv_format,
+                    block_size=self.plan.limits.block_size,
+                    num_kv_heads=group.num_kv_heads,
+                    head_dim=group.head_dim,
+                    place=place,
+                    num_layers=len(group.layers),
+                )
                 layers[layer] = replace(layers[layer], tail=made) if group.is_tail else made
         return layers
-
-    def _kv_layer(self, group: KVGroup, place: int) -> KVLayer:
-        plan = self.plan
-        fmt = FP32 if group.is_tail else plan.kv_format
-        head = fmt.num_bytes((plan.limits.block_size, group.head_dim))
-        return KVLayer(
-            pool=self._pools[group.index],
-            format=fmt,
-            block_size=plan.limits.block_size,
-            num_kv_heads=group.num_kv_heads,
-            head_dim=group.head_dim,
-            block_stride=plan.block_bytes(group),
-            layer_offset=place * 2 * group.num_kv_heads * head,
-            kv_stride=group.num_kv_heads * head,
-            head_stride=head,
-        )
 
     def _bind_buffers(self) -> dict[str, int]:
         """Slot of every buffer. Layers reuse the same places, so a step cuts few views."""

@@ -61,6 +61,33 @@ class KVLayer:
     head_stride: int
     tail: KVLayer | None = None
 
+    @classmethod
+    def of_group(
+        cls,
+        pool: Array,
+        spec: FormatSpec,
+        *,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        place: int = 0,
+        num_layers: int = 1,
+    ) -> KVLayer:
+        """Layer number ``place`` of a group whose blocks hold [layer][key | value][KV head] without gaps."""
+        head = spec.num_bytes((block_size, head_dim))
+        part = num_kv_heads * head
+        return cls(
+            pool=pool,
+            format=spec,
+            block_size=block_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            block_stride=num_layers * 2 * part,
+            layer_offset=place * 2 * part,
+            kv_stride=part,
+            head_stride=head,
+        )
+
 
 class KernelOps(Protocol):
     """The operations of one backend. Every output row is bit-identical whatever the other rows, their number, the chunking or

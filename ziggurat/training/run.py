@@ -13,7 +13,10 @@ from tokenizers import Tokenizer
 
 from ziggurat.engine.resolve import resolve_folder
 from ziggurat.errors import ConfigError
+from ziggurat.programs.architectures import build_program
+from ziggurat.programs.checkpoint import match_program, read_folder
 from ziggurat.programs.config import load_config
+from ziggurat.programs.gguf.header import is_gguf
 from ziggurat.training.config import TrainingConfig, check
 from ziggurat.training.evaluate import held_out_loss
 from ziggurat.training.export import RunSummary, export_model
@@ -113,9 +116,11 @@ def with_base(config: TrainingConfig) -> TrainingConfig:
     """The recipe with the base model's folder, configuration and tokenizer.
 
     Raises:
-        ModelNotFound, ModelError: there is no such model.
-        ConfigError: a stage needs tokens that the base model's tokenizer does not have.
+        ModelNotFound, ModelError: there is no such model, or its weights are not those of its configuration.
+        ConfigError: a GGUF file, or a stage needs tokens that the base model's tokenizer does not have.
     """
+    if is_gguf(Path(config.base)):
+        raise ConfigError(f"{config.base} is a GGUF file: adapters are trained beside a folder of safetensors")
     folder = resolve_folder(config.base)
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -127,7 +132,9 @@ def with_base(config: TrainingConfig) -> TrainingConfig:
             f"the sources {', '.join(sorted(names))} are made for the embedded model's tokenizer, which {folder} does not have: "
             "use the source 'text' alone"
         )
-    return dataclasses.replace(config, base=str(folder), model=load_config(folder), tokenizer=str(path))
+    raw = load_config(folder)
+    match_program(build_program(raw, "train"), read_folder(folder))
+    return dataclasses.replace(config, base=str(folder), model=raw, tokenizer=str(path))
 
 
 def _check_texts(config: TrainingConfig) -> None:

@@ -114,19 +114,14 @@ def kv_layer(
     pool: Tensor, format_name: str, block_size: int, num_kv_heads: int, head_dim: int, layer: int, num_layers: int
 ) -> KVLayer:
     """[block][layer][key | value][head], the layout of a paged KV group."""
-    item = FORMATS[format_name].bits // 8
-    head_stride = block_size * head_dim * item
-    kv_stride = num_kv_heads * head_stride
-    return KVLayer(
-        pool=pool,
-        format=FORMATS[format_name],
+    return KVLayer.of_group(
+        pool,
+        FORMATS[format_name],
         block_size=block_size,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        block_stride=num_layers * 2 * kv_stride,
-        layer_offset=layer * 2 * kv_stride,
-        kv_stride=kv_stride,
-        head_stride=head_stride,
+        place=layer,
+        num_layers=num_layers,
     )
 
 

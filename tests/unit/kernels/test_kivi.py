@@ -28,19 +28,9 @@ def layer(name: str, num_blocks: int, dim: int = DIM) -> KVLayer:
 
     def make(spec: str) -> KVLayer:
         fmt = KV_FORMATS[spec]
-        head_stride = fmt.num_bytes((TOKENS, dim))
-        kv_stride = HEADS * head_stride
-        return KVLayer(
-            pool=torch.full((num_blocks * 4 * kv_stride,), 0x7F, dtype=torch.uint8),
-            format=fmt,
-            block_size=TOKENS,
-            num_kv_heads=HEADS,
-            head_dim=dim,
-            block_stride=4 * kv_stride,
-            layer_offset=2 * kv_stride,
-            kv_stride=kv_stride,
-            head_stride=head_stride,
-        )
+        layer_bytes = 2 * HEADS * fmt.num_bytes((TOKENS, dim))
+        pool = torch.full((num_blocks * 2 * layer_bytes,), 0x7F, dtype=torch.uint8)
+        return KVLayer.of_group(pool, fmt, block_size=TOKENS, num_kv_heads=HEADS, head_dim=dim, place=1, num_layers=2)
 
     tail = make("fp32")
     tail.pool.view(torch.float32).fill_(torch.nan)

@@ -24,20 +24,10 @@ QUANTIZED = ("q8_0", "q4_0")
 
 def layer(spec: FormatSpec, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> KVLayer:
     """The second of two layers, in a pool whose unused bytes decode to NaN."""
-    head_stride = block_size * spec.num_bytes((head_dim,))
-    kv_stride = num_kv_heads * head_stride
-    pool = torch.full((num_blocks * 4 * kv_stride,), 0x7F, dtype=torch.uint8)  # fp16 0x7f7f is a NaN
-    return KVLayer(
-        pool=pool,
-        format=spec,
-        block_size=block_size,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        block_stride=4 * kv_stride,
-        layer_offset=2 * kv_stride,
-        kv_stride=kv_stride,
-        head_stride=head_stride,
-    )
+    layer_bytes = 2 * num_kv_heads * spec.num_bytes((block_size, head_dim))
+    pool = torch.full((num_blocks * 2 * layer_bytes,), 0x7F, dtype=torch.uint8)  # fp16 0x7f7f is a NaN
+    sizes = {"block_size": block_size, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    return KVLayer.of_group(pool, spec, **sizes, place=1, num_layers=2)
 
 
 def write(name: str, kv: KVLayer, k: Tensor, v: Tensor, slots: Tensor, num_heads: int) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.unit.engine.settings import FASTEST
 from ziggurat.engine.config import EngineConfig
 from ziggurat.engine.engine import Engine
 from ziggurat.engine.types import GenerateRequest
-from ziggurat.errors import ConfigError
+from ziggurat.errors import ConfigError, ModelError
 from ziggurat.programs.architectures import build_program
 from ziggurat.programs.mos import num_parameters
 from ziggurat.scheduling.sampling import SamplingParams
@@ -230,6 +230,24 @@ def test_sources_of_other_tokenizers_are_refused(base: Path, tmp_path: Path) -> 
         run_training(
             dataclasses.replace(config, stages=(dataclasses.replace(stage, mixture=mixture),)), tmp_path / "out"
         )
+
+
+def test_bases_that_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("word " * 600)
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(ConfigError, match="is a GGUF file"):
+        run_training(recipe("lora", gguf, text), tmp_path / "one")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in base.glob("*.*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(other / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(ModelError, match="lacks tensor 'model.layers.1.mlp.up_proj.weight'"):
+        run_training(recipe("lora", other, text), tmp_path / "two")
 
 
 def test_targets_are_found_in_every_layer() -> None:
