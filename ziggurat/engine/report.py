@@ -87,7 +87,8 @@ def _kv_groups(engine: Engine) -> list[dict[str, Any]]:
             {
                 "group": group.index,
                 "num_layers": len(group.layers),
-                "window_tokens": group.window,
+                "window_tokens": None if group.is_tail else group.window,
+                "is_tail": group.is_tail,
                 "block_size_tokens": plan.limits.block_size,
                 "block_bytes": plan.block_bytes(group),
                 "total_blocks": stats.total,
