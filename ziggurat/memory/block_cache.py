@@ -199,7 +199,8 @@ class BlockCache:
 
     def evict_all(self) -> None:
         """Forget every cached block that nobody holds, as one event."""
-        self.watcher, watcher = None, self.watcher
+        watcher = self.watcher
+        self.watcher = None
         for group, policy in enumerate(self._policies):
             while policy is not None and policy.victim() is not None:
                 self._evict(group)
